@@ -1,0 +1,1 @@
+"""Checkpoints to pictures, pictures to scores, checkpoints to ControlNet renders. Knows no Ray."""

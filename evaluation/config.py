@@ -1,0 +1,73 @@
+"""What a checkpoint is asked for: prompts, seeds and sampler, the two judges, and the ControlNet renders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FaceConfig(_Section):
+    """The judge of likeness."""
+
+    encoder: str = "vggface2"
+    """`vggface2`, `casia-webface` or `dlib`, or a path: a weights file of `InceptionResnetV1`, or an encoder folder."""
+
+
+class ClipConfig(_Section):
+    """The judge of prompt alignment: an open_clip model and its weights."""
+
+    model: str = "ViT-B-32"
+    """A model name of open_clip, or `local-dir:<folder>` in open_clip's own layout."""
+    pretrained: str | None = "laion2b_s34b_b79k"
+    """A tag of that model or a path to its weights; not given for a `local-dir:` model, which has its own."""
+
+
+class EvaluationConfig(_Section):
+    """The pictures every checkpoint makes and how they are scored; the same for all trials of a sweep."""
+
+    prompts: list[str] = Field(min_length=1)
+    negative_prompt: str = ""
+    images_per_prompt: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Picture i of every prompt starts from the noise of seed `seed + i`, whatever the trial."""
+    at_steps: list[int] = Field(min_length=1)
+    """Training steps at which a trial is scored; those beyond a trial's `max_train_steps` fall away, and its last step is added."""
+    scheduler: Literal["ddim", "dpmsolver++"] = "dpmsolver++"
+    num_inference_steps: int = Field(default=25, ge=1)
+    guidance_scale: float = Field(default=7.5, ge=0)
+    width: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Pixels; default: the base model's own size."""
+    height: int | None = Field(default=None, ge=8, multiple_of=8)
+    batch_size: int = Field(default=4, ge=1)
+    """Pictures made at once: memory, not results."""
+    face: FaceConfig = FaceConfig()
+    clip: ClipConfig = ClipConfig()
+
+
+class RenderConfig(_Section):
+    """ControlNet renders of the best trials: one picture a reference."""
+
+    references: list[Path] = Field(default_factory=list)
+    controlnet: str = "lllyasviel/sd-controlnet-canny"
+    """Hub id or local diffusers folder."""
+    detector: str = "canny"
+    """`canny`, or another detector of controlnet-aux by its name."""
+    low_threshold: int = Field(default=100, ge=0, le=255)
+    high_threshold: int = Field(default=200, ge=0, le=255)
+    prompt: str | None = None
+    """Default: the sweep's instance prompt."""
+    negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
+    num_inference_steps: int = Field(default=35, ge=1)
+    guidance_scale: float = Field(default=9.0, ge=0)
+    controlnet_conditioning_scale: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=20240410, ge=0, lt=2**32)
+    resolution: int = Field(default=512, ge=64, multiple_of=8)
+    """Longer side of a render in pixels; the other follows the reference's aspect, down to a multiple of 8."""
+    top: int = Field(default=3, ge=1)
+    """How many of the best trials are rendered."""

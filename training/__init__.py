@@ -1,0 +1,1 @@
+"""Photos to checkpoints: Stable Diffusion, DreamBooth and LoRA. Knows neither Ray nor scores."""

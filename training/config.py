@@ -1,0 +1,99 @@
+"""What one fine-tune is made of: the subject's photos and one run's hyperparameters.
+
+Field names and defaults follow diffusers' `train_dreambooth.py` and `train_dreambooth_lora.py`; every
+deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+HORIZON_FREE_SCHEDULES: frozenset[str] = frozenset({"constant", "constant_with_warmup"})
+"""Schedules whose value at a step does not depend on `max_train_steps`: only there is a checkpoint at step s of a
+longer run equal to the end of a run of s steps."""
+
+DIFFERENCES_FROM_DIFFUSERS: dict[str, str] = {
+    "seed": "0 instead of none: a trial that cannot be repeated cannot be compared",
+    "max_train_steps": "800 instead of one epoch: a sweep compares runs of known length",
+    "lr_warmup_steps": "0 instead of 500: upstream's constant schedule ignores it; constant_with_warmup should be asked for",
+    "center_crop": "subject.crop: a crop around the face, else the centre; upstream's random crop would defeat cached latents",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SubjectConfig(_Section):
+    """The person: photos, the words that name them, and how pictures are cut."""
+
+    photos: Path
+    """Folder of 5-50 jpg, png or webp pictures of one person; a sidecar `.txt` beside a picture is its caption."""
+    instance_prompt: str = Field(min_length=1)
+    """What a photo of the person is called, with the rare token: "a photo of sks woman"."""
+    class_prompt: str | None = None
+    """The same without the rare token: "a photo of a woman". Needed for prior preservation."""
+    rare_token: str | None = None
+    """The word(s) that name the person. Default: the words of `instance_prompt` that `class_prompt` does not have,
+    or `sks` where there is no class prompt."""
+    resolution: int = Field(default=512, ge=8, multiple_of=8)
+    """Side of the square training pictures in pixels."""
+    crop: Literal["face", "center"] = "face"
+    """`face`: a square around the face where the face encoder finds one, else the centre. `center`: always the centre."""
+    random_flip: bool = False
+    """Train on mirrored pictures too, each with probability one half."""
+
+
+class TrainConfig(_Section):
+    """Hyperparameters that both methods share."""
+
+    learning_rate: float = Field(gt=0, le=1)
+    max_train_steps: int = Field(default=800, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    train_batch_size: int = Field(default=4, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    mixed_precision: MixedPrecision = "no"
+    use_8bit_adam: bool = False
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_weight_decay: float = Field(default=1e-2, ge=0)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    lr_scheduler: LrScheduler = "constant"
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    lr_num_cycles: int = Field(default=1, ge=1)
+    lr_power: float = Field(default=1.0, gt=0)
+    train_text_encoder: bool = False
+    with_prior_preservation: bool = False
+    prior_loss_weight: float = Field(default=1.0, ge=0)
+    num_class_images: int = Field(default=100, ge=1)
+    snr_gamma: float | None = Field(default=None, gt=0)
+
+
+class LoraConfig(TrainConfig):
+    """Low-rank adapters on the UNet's attention and, by `train_text_encoder`, the text encoder's."""
+
+    method: Literal["lora"] = "lora"
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    rank: int = Field(default=4, ge=1)
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update is `lora_alpha / rank`; default: the rank, as in diffusers."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DreamBoothConfig(TrainConfig):
+    """All weights of the UNet and, by `train_text_encoder`, of the text encoder."""
+
+    method: Literal["dreambooth"] = "dreambooth"
+    learning_rate: float = Field(default=5e-6, gt=0, le=1)
+
+
+MethodConfig = Annotated[LoraConfig | DreamBoothConfig, Field(discriminator="method")]
+"""One trial's hyperparameters, told apart by `method`."""
