@@ -1,0 +1,106 @@
+"""Small models of random weights in the real ones' layout, so that tests run the real code paths offline."""
+
+from __future__ import annotations
+
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+NATIVE_SIZE = 64
+"""Side of the tiny pipeline's pictures in pixels: 8x8 latents, VAE factor 8."""
+
+
+def build_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> Path:
+    """Save a diffusers pipeline of Stable Diffusion 1.5's layout with random weights, about 4 MB; returns `folder`.
+
+    Four UNet levels with cross-attention in the first three, two layers each, as in SD1.5, so that key names and
+    conversions to other formats are the same; only the widths are small.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=NATIVE_SIZE // 8,
+            block_out_channels=(16, 16, 32, 32),
+            norm_num_groups=8,
+            attention_head_dim=4,
+            cross_attention_dim=16,
+        )
+        vae = AutoencoderKL(
+            sample_size=NATIVE_SIZE,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 16, 16),
+            norm_num_groups=4,
+            layers_per_block=2,
+            latent_channels=4,
+            scaling_factor=0.18215,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=16,
+                projection_dim=16,
+                intermediate_size=32,
+                num_attention_heads=2,
+                num_hidden_layers=2,
+                max_position_embeddings=77,
+                bos_token_id=49406,
+                eos_token_id=49407,
+                pad_token_id=1,
+            )
+        )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=clip_tokenizer(),
+        unet=unet.eval(),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            num_train_timesteps=1000,
+            prediction_type=prediction_type,
+            set_alpha_to_one=False,
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(str(folder), safe_serialization=True)
+    return Path(folder)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own tokenizer, from the byte-pair merges that open_clip ships: 49408 tokens, 77 positions."""
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None
+    text = gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
+    letters = sorted(ByteLevel.alphabet())  # by code point: CLIP's own order
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+def draw_photos(folder: str | Path, count: int = 6, size: tuple[int, int] = (96, 80)) -> Path:
+    """Draw `count` plainly different pictures (a head on a ground, JPEG and PNG by turns) into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    for i in range(count):
+        picture = Image.new("RGB", size, (37 * i % 256, 91 * i % 256, 255 - 40 * i % 256))
+        pen = ImageDraw.Draw(picture)
+        left, top = width // 4 + 3 * i, height // 6 + 2 * i
+        pen.ellipse((left, top, left + width // 3, top + height // 2), fill=(240 - 20 * i, 190, 150 + 10 * i))
+        pen.rectangle((5 * i, height - 12, 5 * i + 20, height - 2), fill=(20, 60 + 30 * i, 90))
+        suffix = "png" if i % 2 else "jpg"
+        picture.save(folder / f"photo_{i}.{suffix}", quality=95)
+    return folder
