@@ -1,0 +1,374 @@
+"""The sweep file: one section per room, read strictly.
+
+A mistake in it is a `ValueError` of one line: place (`sweep.yaml:methods.lora.rank`), law and value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evaluation.config import EvaluationConfig, RenderConfig
+from sweeps.space import (
+    METHODS,
+    Choices,
+    MisplacedError,
+    Range,
+    Value,
+    corners_of,
+    explain,
+    grid,
+    largest,
+    nearest,
+    parse_space,
+    shorten,
+)
+from training.config import SubjectConfig
+
+NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_FILE_BYTES = 1_000_000
+MAX_YAML_DEPTH = 20
+MAX_GRID_TRIALS = 10_000
+VERSIONED_PACKAGES = ("dreamsweep", "ray", "optuna", "torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SearchConfig(_Section):
+    """How trials are chosen and when a poor one is stopped."""
+
+    sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    """`grid` and `random` decide all trials beforehand; `tpe` follows the champion's score, `nsga2` both scores."""
+    num_trials: int | None = Field(default=None, ge=1, le=100_000)
+    """Trials to run; default 16, and for `grid` the whole grid."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    early_stopping: Literal["none", "asha"] = "none"
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """Default: as many as the cluster's resources hold."""
+
+
+class ChampionConfig(_Section):
+    """The one rule by which a best checkpoint is named."""
+
+    rule: Literal["face_similarity"] = "face_similarity"
+    """The highest face similarity among checkpoints that still follow their prompts."""
+    prompt_alignment_margin: float = Field(default=0.02, ge=0, le=2)
+    """How far below the base model's prompt alignment a checkpoint may lie and still follow its prompts."""
+
+
+class ResourcesConfig(_Section):
+    """What one trial occupies."""
+
+    cpus_per_trial: float = Field(default=1, gt=0)
+    gpus_per_trial: float | None = Field(default=None, ge=0)
+    """A whole number, or a part of one GPU. Default: 1 where the cluster has a GPU, else 0."""
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_or_part(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"must be a whole number of GPUs or a part of one, got {value}")
+        return value
+
+
+class SweepConfig(_Section):
+    """Everything a sweep is made of."""
+
+    name: str
+    base_model: str = Field(min_length=1)
+    """Hub id, local diffusers folder, or a single-file `.safetensors` checkpoint."""
+    subject: SubjectConfig
+    methods: dict[str, dict[str, Value]]
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig
+    render: RenderConfig | None = None
+    champion: ChampionConfig = ChampionConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: str | None = None
+    """A folder or fsspec URI (`s3://bucket/prefix`) that every node reaches, where trials are mirrored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_absent(cls, raw: Any) -> Any:
+        return {k: v for k, v in raw.items() if v is not None} if isinstance(raw, Mapping) else raw
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not NAME_LAW.fullmatch(name):
+            raise ValueError(
+                f"must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first, got {shorten(name)}"
+            )
+        return name
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _parse_methods(cls, raw: object) -> dict[str, dict[str, Value]]:
+        if not isinstance(raw, Mapping) or not raw:
+            raise ValueError(f"needs lora, dreambooth or both, got {shorten(raw)}")
+        methods = {}
+        for method, section in raw.items():
+            if method not in METHODS:
+                raise MisplacedError(str(method), nearest(str(method), list(METHODS)))
+            try:
+                methods[str(method)] = parse_space(method, section)
+            except MisplacedError as error:
+                raise MisplacedError(f"{method}.{error.place}".rstrip("."), error.law) from None
+        return methods
+
+    @model_validator(mode="after")
+    def _laws_between_sections(self) -> SweepConfig:
+        self._check_prior_preservation()
+        self._check_at_steps()
+        if self.search.sampler == "grid":
+            self._check_grid()
+        return self
+
+    def _check_prior_preservation(self) -> None:
+        for method, space in self.methods.items():
+            if self.subject.class_prompt is None and True in corners_of(space.get("with_prior_preservation", False)):
+                place = f"methods.{method}.with_prior_preservation"
+                raise MisplacedError(place, "needs subject.class_prompt, which is not given")
+
+    def _check_at_steps(self) -> None:
+        at_steps = self.evaluation.at_steps
+        if min(at_steps) < 1 or len(set(at_steps)) < len(at_steps):
+            raise MisplacedError("evaluation.at_steps", f"must be different steps of 1 or more, got {at_steps}")
+        longest = max(largest(space, method, "max_train_steps") for method, space in self.methods.items())
+        if max(at_steps) > longest:
+            raise MisplacedError(
+                "evaluation.at_steps", f"must be reached by a trial, got {max(at_steps)} with max_train_steps {longest}"
+            )
+
+    def _check_grid(self) -> None:
+        for method, space in self.methods.items():
+            for field, value in space.items():
+                if isinstance(value, Range) and value.step is None:
+                    place = f"methods.{method}.{field}"
+                    raise MisplacedError(place, f"a grid needs choices, or a range with a step, got {_brief(value)}")
+        size = sum(1 for _ in zip(grid(self.methods, self.evaluation.at_steps), range(MAX_GRID_TRIALS + 1)))  # noqa: B905 -- the shorter ends it
+        limit = self.search.num_trials or MAX_GRID_TRIALS
+        if size > limit:
+            raise MisplacedError(
+                "search.num_trials",
+                f"must hold the whole grid of {size} trials (or use the random sampler), got {limit}",
+            )
+
+
+def _brief(value: Range | Choices) -> str:
+    return shorten(value.model_dump(exclude_none=True, exclude_defaults=True))
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file.
+
+    Args:
+        path: the YAML file; relative paths in it are relative to its folder.
+        overrides: `a.b=value` each, the value in YAML, applied before validation.
+
+    Raises:
+        ValueError: one line with place, law and value.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    raw.pop("versions", None)  # what wrote a run's sweep.yaml; not a setting
+    return resolve_paths(parse_sweep(raw, path.name), path.resolve().parent)
+
+
+def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml") -> SweepConfig:
+    """Validate a sweep given as plain mappings; `source` names it in messages."""
+    try:
+        return SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(_message(error, source)) from None
+
+
+def _message(error: ValidationError, source: str) -> str:
+    first = error.errors(include_url=False)[0]
+    loc, law = explain(error)
+    cause = first.get("ctx", {}).get("error")
+    place = ".".join(str(part) for part in loc)
+    if isinstance(cause, MisplacedError):
+        place, law = ".".join(part for part in (place, cause.place) if part), cause.law
+    elif first["type"] == "extra_forbidden":
+        law = nearest(str(loc[-1]), _known_keys(loc[:-1]))
+    return f"{source}:{place}: {law}" if place else f"{source}: {law}"
+
+
+def _known_keys(loc: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = SweepConfig
+    for part in loc:
+        annotation = model.model_fields[str(part)].annotation
+        kinds = get_args(annotation) or (annotation,)  # RenderConfig | None
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-4` is a number, a key stands once, nesting is shallow, aliases are refused."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases are not read; write the value out", problem_mark=mark)
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_YAML_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {shorten(key.value)} stands twice", problem_mark=key.start_mark
+                )
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",  # PyYAML follows YAML 1.1, where 1e-4 lacks a dot and so is text
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _load_yaml(text: str, place: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader made stricter
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{place}: must be YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # bad characters; dates and numbers out of range
+        raise ValueError(f"{place}: must be YAML: {str(error).splitlines()[0]}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"{path}: a sweep file has at most {MAX_FILE_BYTES} bytes, got {size}")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    raw = _load_yaml(text, path.name)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path.name}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"--set {override}: must be written a.b=value")
+    section = raw
+    for part in parts[:-1]:
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise ValueError(f"--set {override}: {part} is {shorten(section)}, not a section; set it whole")
+    section[parts[-1]] = _load_yaml(text, f"--set {override}")
+
+
+# --- paths ---------------------------------------------------------------------------------------------------------
+
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+LOCAL_DIR = "local-dir:"
+
+
+def resolve_paths(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The same sweep with every path made absolute, relative ones taken from `folder`."""
+    evaluation = config.evaluation.model_copy(
+        update={
+            "face": config.evaluation.face.model_copy(
+                update={"encoder": _resolve_if_path(config.evaluation.face.encoder, folder)}
+            ),
+            "clip": config.evaluation.clip.model_copy(
+                update={
+                    "model": _resolve_local_dir(config.evaluation.clip.model, folder),
+                    "pretrained": _resolve_if_path(config.evaluation.clip.pretrained, folder),
+                }
+            ),
+        }
+    )
+    render = config.render and config.render.model_copy(
+        update={
+            "references": [_resolve(reference, folder) for reference in config.render.references],
+            "controlnet": _resolve_if_path(config.render.controlnet, folder),
+        }
+    )
+    storage = config.storage
+    if storage is not None and "://" not in storage:
+        storage = str(_resolve(Path(storage), folder))
+    return config.model_copy(
+        update={
+            "base_model": _resolve_if_path(config.base_model, folder),
+            "subject": config.subject.model_copy(update={"photos": _resolve(config.subject.photos, folder)}),
+            "evaluation": evaluation,
+            "render": render,
+            "storage": storage,
+        }
+    )
+
+
+def _resolve(path: Path, folder: Path) -> Path:
+    return (folder / path.expanduser()).resolve()
+
+
+def _resolve_if_path(text: str | None, folder: Path) -> str | None:
+    """A name (`vggface2`, `owner/model`) stays; what looks like a path or is one becomes absolute."""
+    if text is None:
+        return None
+    looks = text.startswith((".", "/", "~")) or text.endswith(WEIGHT_SUFFIXES) or text.count("/") > 1
+    path = _resolve(Path(text), folder)
+    return str(path) if looks or path.exists() else text
+
+
+def _resolve_local_dir(model: str, folder: Path) -> str:
+    if not model.startswith(LOCAL_DIR):
+        return model
+    return LOCAL_DIR + str(_resolve(Path(model.removeprefix(LOCAL_DIR)), folder))
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def resolved_yaml(config: SweepConfig) -> str:
+    """The whole sweep as YAML that `load_sweep` reads again, and the versions it ran with."""
+    dumped = config.model_dump(mode="json")
+    return yaml.safe_dump({**dumped, "versions": installed_versions()}, sort_keys=False, allow_unicode=True)
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> version, of those that decide a sweep's numbers."""
+    versions = {}
+    for package in VERSIONED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,358 @@
+"""The search space: a method's own config with some values left open.
+
+A value in the sweep file is fixed (`rank: 16`), a list to choose from (`{choices: [2, 16]}`) or a range
+(`{low: 1e-5, high: 1e-3, log: true}`). There is no second schema: every corner is validated by the field of
+`LoraConfig` or `DreamBoothConfig` that it will fill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig
+
+TrialConfig = LoraConfig | DreamBoothConfig
+METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
+
+Scalar = bool | int | float | str | None
+
+MAX_CHECKED_CORNERS = 4096
+"""Combinations of corners tried for laws between fields; every field's own corners are always tried."""
+
+
+class Choices(BaseModel):
+    """One of several values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    choices: tuple[Scalar, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Choices:
+        if len({(type(choice) is bool, choice) for choice in self.choices}) < len(self.choices):
+            raise ValueError(f"choices must differ from each other, got {list(self.choices)}")
+        return self
+
+
+class Range(BaseModel):
+    """A number between `low` and `high`, both included; on a logarithmic scale, or in steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"low <= high must hold for finite numbers, got low {self.low} and high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low > 0 must hold on a log scale, got {self.low}")
+        if self.log and self.step is not None:
+            raise ValueError(f"log and step exclude each other, got log true and step {self.step}")
+        return self
+
+    @property
+    def is_int(self) -> bool:
+        """Whole numbers only? `parse_space` gives the ends the type of the field."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    def points(self) -> list[int | float]:
+        """The values `low`, `low + step`, ... up to `high`; needs a step."""
+        if self.step is None:
+            raise ValueError("a grid needs choices, or a range with a step")
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return [self.low + i * self.step for i in range(count)]
+
+
+Value = Choices | Range | Scalar
+MethodSpace = Mapping[str, Value]
+"""Field of the method's config -> its fixed value, choices or range."""
+
+Chooser = Callable[[str, Choices | Range], Scalar]
+"""What fills an open value: its name (`lora/rank`) and what may be chosen -> the chosen value."""
+
+
+class MisplacedError(ValueError):
+    """A law broken at `place`, dotted and relative to what was being read."""
+
+    def __init__(self, place: str, law: str) -> None:
+        super().__init__(f"{place}: {law}")
+        self.place = place
+        self.law = law
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """A sentence that refuses `key` and offers what may have been meant."""
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"unknown key {shorten(key)}; {hint}"
+
+
+def shorten(value: object, length: int = 60) -> str:
+    """`repr` of a user's value, cut to fit in a message."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def explain(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
+    """Place and law of the first thing pydantic found wrong, with the value it got."""
+    first = error.errors(include_url=False)[0]
+    message = str(first.get("ctx", {}).get("error", first["msg"]))
+    if first["type"] == "value_error":
+        return first["loc"], message
+    if first["type"] == "missing":
+        return first["loc"], "must be given"
+    for pydantic_says, we_say in _PLAIN_WORDS.items():
+        message = message.replace(pydantic_says, we_say)
+    return first["loc"], f"{message[0].lower()}{message[1:]}, got {shorten(first['input'])}"
+
+
+_PLAIN_WORDS = {
+    "Input should": "should",
+    "String should": "should",
+    " after validation, not 0": "",
+    "a valid tuple": "a list",
+    "a valid list": "a list",
+    "Input is not a valid path for <class 'pathlib.Path'>": "should be a path",
+    "a valid dictionary or instance of": "a mapping, as in",
+}
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def parse_space(method: str, raw: object) -> dict[str, Value]:
+    """Read one method's section and try every corner.
+
+    Args:
+        method: `lora` or `dreambooth`.
+        raw: the section as YAML gave it; None is an empty one (all defaults).
+
+    Raises:
+        MisplacedError: with the place of the offending value below the section.
+    """
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise MisplacedError("", f"must be a mapping of {method}'s settings, got {shorten(raw)}")
+    model = METHODS[method]
+    known = [name for name in model.model_fields if name != "method"]
+    space: dict[str, Value] = {}
+    for name, value in raw.items():
+        if name not in known:
+            raise MisplacedError(str(name), nearest(str(name), known))
+        space[name] = _parse_value(model, name, value)
+    _check_corners_together(model, space)
+    return space
+
+
+def _parse_value(model: type[BaseModel], name: str, raw: object) -> Value:
+    if isinstance(raw, Choices | Range):
+        raw = raw.model_dump(exclude_none=True)
+    if isinstance(raw, list | tuple):
+        raise MisplacedError(name, f"a list is not a value; to choose from it write {{choices: {shorten(list(raw))}}}")
+    if not isinstance(raw, Mapping):
+        fixed: Scalar = _parse_corner(model, name, name, raw)
+        return fixed
+    kind = _kind_of(name, raw)
+    try:
+        parsed = kind.model_validate(dict(raw))
+    except ValidationError as error:
+        loc, law = explain(error)
+        if error.errors()[0]["type"] == "extra_forbidden":
+            law = nearest(str(loc[-1]), list(kind.model_fields))
+        # loc of a union ends with the branch's name, which means nothing to the user
+        raise MisplacedError(".".join([name, *(str(part) for part in loc[:1])]), law) from None
+    if isinstance(parsed, Choices):
+        return Choices(choices=tuple(_parse_corner(model, name, f"{name}.choices", value) for value in parsed.choices))
+    return _parse_range(model, name, parsed)
+
+
+def _kind_of(name: str, raw: Mapping[Any, object]) -> type[Choices] | type[Range]:
+    if "choices" in raw:
+        return Choices
+    if "low" in raw or "high" in raw:
+        return Range
+    known = [*Choices.model_fields, *Range.model_fields]
+    for key in raw:
+        if get_close_matches(str(key), known, n=1, cutoff=0.5):
+            raise MisplacedError(f"{name}.{key}", nearest(str(key), known))
+    raise MisplacedError(
+        name, f"must be a value, {{choices: [...]}} or {{low: ..., high: ...}}, got {shorten(dict(raw))}"
+    )
+
+
+def _parse_range(model: type[BaseModel], name: str, value: Range) -> Range:
+    number = _number_type(model, name)
+    if number is None:
+        raise MisplacedError(
+            name, f"a range needs a field that is a number; give choices, got {value.low}..{value.high}"
+        )
+    corners: dict[str, Any] = {
+        end: _parse_corner(model, name, f"{name}.{end}", getattr(value, end)) for end in ("low", "high")
+    }
+    step = value.step
+    if step is not None and number is int and step != int(step):
+        raise MisplacedError(f"{name}.step", f"must be a whole number, got {step}")
+    return Range(low=corners["low"], high=corners["high"], log=value.log, step=None if step is None else number(step))
+
+
+def _number_type(model: type[BaseModel], name: str) -> type[int] | type[float] | None:
+    annotation = model.model_fields[name].annotation
+    kinds = get_args(annotation) or (annotation,)
+    if float in kinds:
+        return float
+    return int if int in kinds else None
+
+
+def _parse_corner(model: type[BaseModel], name: str, place: str, value: object) -> Any:
+    """`value` as the field will hold it; the field's own constraint judges it."""
+    if isinstance(value, bool) and _number_type(model, name) is not None:
+        raise MisplacedError(place, f"must be a number, got {value}")
+    try:
+        return getattr(model.model_validate({name: value}), name)
+    except ValidationError as error:
+        raise MisplacedError(place, explain(error)[1]) from None
+
+
+def _check_corners_together(model: type[BaseModel], space: MethodSpace) -> None:
+    """Laws between fields, at the combinations of corners."""
+    corners = {name: corners_of(value) for name, value in space.items()}
+    for values in itertools.islice(itertools.product(*corners.values()), MAX_CHECKED_CORNERS):
+        try:
+            model.model_validate(dict(zip(corners, values, strict=True)))
+        except ValidationError as error:
+            loc, law = explain(error)
+            raise MisplacedError(".".join(str(part) for part in loc[:1]), law) from None
+
+
+def corners_of(value: Value) -> tuple[Scalar, ...]:
+    """The extreme values: a fixed value itself, each choice, both ends of a range."""
+    if isinstance(value, Choices):
+        return value.choices
+    return (value.low, value.high) if isinstance(value, Range) else (value,)
+
+
+def largest(space: MethodSpace, method: str, field: str) -> Any:
+    """The largest value that `field` can take in this space."""
+    default = METHODS[method].model_fields[field].default
+    return max(corners_of(space[field])) if field in space else default  # type: ignore[type-var]
+
+
+# --- drawing -------------------------------------------------------------------------------------------------------
+
+
+def lengths(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
+    """The run lengths that stand for `config` when it is to be scored at `at_steps`.
+
+    Under a schedule that does not know the horizon one run serves all scoring points: its own length alone.
+    Under any other a checkpoint at step s differs from the end of a run of s steps, so each scoring point is a run.
+    """
+    if config.lr_scheduler in HORIZON_FREE_SCHEDULES:
+        return [config.max_train_steps]
+    return sorted({*(step for step in at_steps if step < config.max_train_steps), config.max_train_steps})
+
+
+def scoring_points(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
+    """The steps at which a trial of `config` is scored, in order; the last is its `max_train_steps`."""
+    if config.lr_scheduler not in HORIZON_FREE_SCHEDULES:
+        return [config.max_train_steps]
+    return sorted({*(step for step in at_steps if step < config.max_train_steps), config.max_train_steps})
+
+
+def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Chooser) -> TrialConfig:
+    """One trial's config, every open value filled by `choose`.
+
+    Names given to `choose` are `method` and `<method>/<field>`; a value is asked for only where it applies.
+    """
+    names = tuple(methods)
+    method = str(choose("method", Choices(choices=names))) if len(names) > 1 else names[0]
+    values = {
+        field: choose(f"{method}/{field}", value) if isinstance(value, Choices | Range) else value
+        for field, value in methods[method].items()
+    }
+    config = METHODS[method].model_validate(values)
+    options = lengths(config, at_steps)
+    if len(options) == 1:
+        return config
+    steps = choose(f"{method}/length_of_{config.max_train_steps}", Choices(choices=tuple(options)))
+    return METHODS[method].model_validate({**values, "max_train_steps": steps})
+
+
+def random_chooser(rng: random.Random) -> Chooser:
+    """Independent uniform draws (log-uniform where the range is)."""
+
+    def choose(_name: str, value: Choices | Range) -> Scalar:
+        if isinstance(value, Choices):
+            return rng.choice(value.choices)
+        if value.step is not None:
+            return rng.choice(value.points())
+        if not value.log:
+            return rng.randint(int(value.low), int(value.high)) if value.is_int else rng.uniform(value.low, value.high)
+        drawn = math.exp(rng.uniform(math.log(value.low), math.log(value.high)))
+        clipped = min(max(drawn, value.low), value.high)
+        return round(clipped) if value.is_int else clipped
+
+    return choose
+
+
+def grid(methods: Mapping[str, MethodSpace], at_steps: Sequence[int]) -> Iterator[TrialConfig]:
+    """Every combination of choices and stepped ranges, in the order of the sweep file."""
+    for method, space in methods.items():
+        options = [value.points() if isinstance(value, Range) else corners_of(value) for value in space.values()]
+        for combination in itertools.product(*options):
+            values = dict(zip(space, combination, strict=True))
+            config = METHODS[method].model_validate(values)
+            for steps in lengths(config, at_steps):
+                yield METHODS[method].model_validate({**values, "max_train_steps": steps})
+
+
+def num_distinct(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], limit: int) -> int:
+    """How many different trials the space holds, counted up to `limit`; a range without a step counts as endless."""
+    if any(isinstance(v, Range) and v.step is None and v.low < v.high for s in methods.values() for v in s.values()):
+        return limit
+    closed = {m: {f: _as_choices(v) for f, v in space.items()} for m, space in methods.items()}
+    distinct: set[str] = set()
+    for config in grid(closed, at_steps):
+        distinct.add(config_hash(config))
+        if len(distinct) >= limit:
+            break
+    return len(distinct)
+
+
+def _as_choices(value: Value) -> Value:
+    return value.low if isinstance(value, Range) and value.low == value.high else value
+
+
+# --- identity ------------------------------------------------------------------------------------------------------
+
+
+def config_hash(config: TrialConfig) -> str:
+    """sha256 of the whole config in canonical JSON: equal for equal configs, on every machine."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def trial_name(config: TrialConfig) -> str:
+    """What a human calls the trial: `lora_r16_lr1e-4`; the seed joins where it is not the default."""
+    mantissa, exponent = f"{config.learning_rate:.2e}".split("e")
+    learning_rate = f"{float(mantissa):g}e{int(exponent)}"
+    parts = [config.method, f"r{config.rank}" if isinstance(config, LoraConfig) else "", f"lr{learning_rate}"]
+    if config.seed:
+        parts.append(f"s{config.seed}")
+    return "_".join(part for part in parts if part)
+
+
+def trial_id(config: TrialConfig) -> str:
+    """The trial's id, a function of its config alone: its name and six hex digits of `config_hash`."""
+    return f"{trial_name(config)}_{config_hash(config)[:6]}"

@@ -1,0 +1,190 @@
+"""The run folder: where everything of a sweep lies, and the ledger of its trials.
+
+`trials/<trial>/trial.json` is the truth about a trial; whatever Ray, Optuna or a table knows is derived from it.
+A write is whole or absent: temporary file, fsync, rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Status = Literal["running", "finished", "stopped", "failed"]
+BASE_TRIAL = "base"
+"""The row of the untouched base model."""
+
+LEDGER_VERSION = 1
+"""Raise it when `trial.json` changes so that older ones mean something else."""
+
+
+class ScoredCheckpoint(BaseModel):
+    """A scoring point of a trial; paths are relative to the run folder."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    step: int = Field(ge=0)
+    checkpoint: str | None
+    """None for the base model."""
+    images: str
+    seconds: float = 0.0
+    """Since the trial's start, restarts included."""
+    loss: float | None = None
+    """Mean training loss since the scoring point before."""
+    face_similarity: float
+    """Mean over all pictures, a picture without a face counting 0; in [-1, 1], higher is more alike."""
+    prompt_alignment: float
+    """Mean CLIP cosine of picture and prompt, in [-1, 1]; higher follows the prompt more."""
+    num_images: int
+    num_faces: int
+    """Pictures in which a face was found."""
+    image_scores: list[dict[str, Any]] = Field(default_factory=list)
+    """One `ImageScore` a picture."""
+
+
+class TrialRecord(BaseModel):
+    """What `trial.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    trial: str
+    method: Literal["lora", "dreambooth", "base"]
+    status: Status
+    config: dict[str, Any]
+    """The full `LoraConfig` or `DreamBoothConfig`; empty for the base model."""
+    key: str
+    """sha256 of all that the scores depend on: config, photos, base model, evaluation."""
+    checkpoints: list[ScoredCheckpoint] = Field(default_factory=list)
+    """In the order of their steps."""
+    seconds: float = 0.0
+    reason: str | None = None
+    """Why it failed or was stopped."""
+    num_restarts: int = 0
+    """How often the machine, not the trial, made it begin anew."""
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    version: int = LEDGER_VERSION
+
+    @property
+    def is_over(self) -> bool:
+        """Has it ended, so that it is never run again?"""
+        return self.status != "running"
+
+
+class RunFolder:
+    """Paths of one run and its ledger.
+
+    Args:
+        dir: the folder; it need not exist yet.
+    """
+
+    def __init__(self, dir: Path | str) -> None:  # noqa: A002 -- the attribute's name
+        self.dir = Path(dir).resolve()
+        self.sweep_file = self.dir / "sweep.yaml"
+        self.identity_file = self.dir / "identity.json"
+        self.dataset_dir = self.dir / "dataset"
+        self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
+        self.trials_dir = self.dir / "trials"
+        self.results_csv = self.dir / "results.csv"
+        self.renders_dir = self.dir / "renders"
+        self.report_html = self.dir / "report.html"
+        self.export_dir = self.dir / "export"
+        self.ray_dir = self.dir / ".ray"
+
+    def trial_dir(self, trial: str) -> Path:
+        """Folder of one trial; its id never leaves `trials/`."""
+        path = (self.trials_dir / trial).resolve()
+        if path.parent != self.trials_dir:
+            raise ValueError(f"a trial is named by one folder name below {self.trials_dir}, got {trial!r}")
+        return path
+
+    def trial_file(self, trial: str) -> Path:
+        """The trial's ledger entry."""
+        return self.trial_dir(trial) / "trial.json"
+
+    def images_dir(self, trial: str, step: int) -> Path:
+        """Pictures made at a scoring point."""
+        return self.trial_dir(trial) / f"images-{step}"
+
+    def checkpoint_dir(self, trial: str, step: int) -> Path:
+        """Weights at a scoring point."""
+        return self.trial_dir(trial) / f"checkpoint-{step}"
+
+    def relative(self, path: Path) -> str:
+        """`path` as the ledger writes it: from the run folder, with forward slashes."""
+        return path.relative_to(self.dir).as_posix()
+
+    def write(self, record: TrialRecord) -> None:
+        """Put the record in the ledger, atomically."""
+        write_json(self.trial_file(record.trial), record.model_dump(mode="json"))
+
+    def read(self, trial: str) -> TrialRecord | None:
+        """The ledger's record, or None where the trial has none yet.
+
+        Raises:
+            ValueError: the file is there but is not a whole record.
+        """
+        path = self.trial_file(trial)
+        try:
+            return TrialRecord.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ValueError(
+                f"{path}: must be a whole trial.json: {problem}; delete its folder to run it again"
+            ) from None
+
+    def trials(self) -> list[TrialRecord]:
+        """All records but the base model's, oldest first."""
+        names = sorted(path.parent.name for path in self.trials_dir.glob("*/trial.json"))
+        records = [record for name in names if name != BASE_TRIAL and (record := self.read(name)) is not None]
+        return sorted(records, key=lambda record: (record.created, record.trial))
+
+    def base(self) -> TrialRecord | None:
+        """The base model's record."""
+        return self.read(BASE_TRIAL)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run alone; the kernel lets go of it when the holder dies, however it dies.
+
+        Raises:
+            ValueError: another process of this machine holds it.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with (self.dir / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(f"{self.dir}: is being run already, by process {file.read().strip()}") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON (finite numbers only) so that a reader sees the old file or the whole new one."""
+    write_bytes(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
