@@ -1,0 +1,267 @@
+"""The command line: parse, call, print. The one file of the project that does either.
+
+Exit codes: 0 done; 2 the user can mend it (one or two lines on stderr, no traceback); 1 the work failed.
+Torch, Ray and diffusers are imported inside the verbs, so that `--help`, `check` and `show` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from evaluation.score import FolderScore
+    from sweeps.results import Results, Row
+
+app = typer.Typer(
+    name="dreamsweep",
+    help="Sweep DreamBooth and LoRA fine-tunes of Stable Diffusion 1.5, score every checkpoint, export the best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada.")]
+Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class ExportFormat(StrEnum):
+    """What people load: a pipeline folder, a LoRA file in either spelling, or one checkpoint file."""
+
+    diffusers = "diffusers"
+    lora = "lora"
+    kohya = "kohya"
+    checkpoint = "checkpoint"
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run goes.")] = Path("runs")) -> None:
+    """Run the embedded sweep: no GPU, no download, a few minutes."""
+    from sweeps.demo import demo_sweep_file
+    from sweeps.export import export_checkpoint
+
+    run_dir = _run(demo_sweep_file(), [], out, address=None)
+    champion = _read(run_dir).champion.row
+    if champion is not None:
+        _say(f"exported  {export_checkpoint(run_dir, run_dir / 'export' / 'diffusers')}")
+    _say(f"open {run_dir / 'report.html'}")
+
+
+@app.command()
+def check(
+    sweep: SweepFile,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Replace a value.")] = None,
+) -> None:
+    """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
+    from sweeps.config import load_sweep
+    from sweeps.preflight import check_sweep
+
+    plan = check_sweep(load_sweep(sweep, overrides or []))
+    for line in plan.lines():
+        _say(line)
+
+
+@app.command()
+def run(
+    sweep: SweepFile,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Replace a value.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder is DIR/<name>.")] = Path("runs"),
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDR", help="A Ray cluster to use, such as `auto`; else this machine."),
+    ] = None,
+) -> None:
+    """Run a sweep, render its best trials and write the report. The same command again resumes."""
+    run_dir = _run(sweep, overrides or [], out, address)
+    _say(f"export the champion with: dreamsweep export {run_dir} DEST")
+
+
+def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> Path:
+    from sweeps.config import load_sweep
+    from sweeps.report import write_report
+    from sweeps.run import run_sweep
+
+    run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
+    report_path = write_report(run_dir)
+    results = _read(run_dir)
+    _print_leaderboard(results, top=10)
+    _say(f"report    {report_path}")
+    if not results.num_by_status.get("finished") and not results.num_by_status.get("stopped"):
+        _complain("no trial finished; the reasons are in the table and in trials/*/trial.json")
+        raise typer.Exit(1)
+    return run_dir
+
+
+@app.command()
+def show(run: RunDir, top: Top = None, as_json: AsJson = False) -> None:
+    """Print the leaderboard, best first."""
+    results = _read(run)
+    if as_json:
+        typer.echo(json.dumps([row.as_dict() for row in results.rows[:top]], indent=1, allow_nan=False))
+    else:
+        _print_leaderboard(results, top)
+
+
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures to score.")],
+    photos: Annotated[
+        Path, typer.Option("--photos", metavar="PHOTOS", help="Folder of reference photos of the person.")
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="One line for all pictures, or one line a picture in order of name."
+        ),
+    ] = None,
+    face: Annotated[
+        str, typer.Option("--face", metavar="ENC", help="vggface2, casia-webface, dlib, or a path to weights.")
+    ] = "vggface2",
+    clip: Annotated[
+        str, typer.Option("--clip", metavar="MODEL:PRETRAINED", help="An open_clip model and its weights.")
+    ] = "ViT-B-32:laion2b_s34b_b79k",
+    as_json: AsJson = False,
+) -> None:
+    """Score any folder of pictures by likeness to the photos and, with --prompts, by prompt alignment."""
+    from evaluation.prompt import parse_clip
+    from evaluation.score import score_folder
+
+    scored = score_folder(images, photos, prompts=prompts, face=face, clip=parse_clip(clip))
+    if as_json:
+        typer.echo(scored.model_dump_json(indent=1))
+    else:
+        _print_score(scored)
+
+
+@app.command()
+def render(
+    run: RunDir,
+    top: Top = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option("--reference", metavar="IMG", help="A picture instead of render.references.")
+    ] = None,
+) -> None:
+    """Render the best trials with ControlNet."""
+    from sweeps.renders import render_run
+
+    with Console(stderr=True).status("loading") as status:
+        sheet = render_run(run, top, reference or [], progress=lambda name: status.update(f"rendering {name}"))
+    _say(f"sheet     {sheet}")
+
+
+@app.command()
+def report(run: RunDir) -> None:
+    """Write one self-contained report.html."""
+    from sweeps.report import write_report
+
+    _say(f"report    {write_report(run)}")
+
+
+@app.command()
+def export(
+    run: RunDir,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write.")],
+    trial: Annotated[
+        str | None, typer.Option("--trial", metavar="ID", help="This trial's best checkpoint; else the champion.")
+    ] = None,
+    format: Annotated[  # noqa: A002 -- the option's name
+        ExportFormat,
+        typer.Option("--format", help="A pipeline folder, a LoRA file in either spelling, or one checkpoint file."),
+    ] = ExportFormat.diffusers,
+) -> None:
+    """Export the best checkpoint with a model card."""
+    from sweeps.export import export_checkpoint
+
+    _say(f"exported  {export_checkpoint(run, dest, trial=trial, format=format.value)}")
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"dreamsweep: {text}", err=True)
+
+
+def _read(run: Path) -> Results:
+    from sweeps.results import read_results
+
+    results = read_results(run)
+    for warning in results.warnings:
+        _complain(warning)
+    return results
+
+
+def _print_leaderboard(results: Results, top: int | None) -> None:
+    """The table, then the champion and the rule that named it."""
+    table = Table(
+        "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
+    )
+    for row in results.rows[:top]:
+        table.add_row(*_cells(row), style="dim" if row.is_base else None)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for trial in results.trials:
+        if trial.status == "failed":
+            console.print(f"failed: {trial.trial}: {trial.reason}", markup=False, highlight=False)
+    champion = results.champion
+    lines = (
+        [champion.reason]
+        if champion.row is None
+        else [f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}"]
+    )
+    for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in champion.caveats)]:
+        console.print(line, markup=False, highlight=False)
+
+
+def _cells(row: Row) -> list[str]:
+    mark = "*" if row.champion else "+" if row.pareto else ""
+    rank = "" if row.rank is None else str(row.rank)
+    learning_rate = "" if row.learning_rate is None else f"{row.learning_rate:.3g}"
+    faces = f"{row.num_faces}/{row.num_images}"
+    scores = [f"{row.face_similarity:.3f}", f"{row.prompt_alignment:.3f}"]
+    return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, row.status]
+
+
+def _print_score(scored: FolderScore) -> None:
+    table = Table("file", "face similarity", "prompt alignment")
+    for image in scored.images:
+        similarity = "no face" if image.face_similarity is None else f"{image.face_similarity:.3f}"
+        alignment = "" if image.prompt_alignment is None else f"{image.prompt_alignment:.3f}"
+        table.add_row(image.file, similarity, alignment)
+    Console().print(table)
+    _say(
+        f"face similarity {scored.face_similarity:.3f} by {scored.face_encoder}: mean of {scored.num_images} pictures, "
+        f"{scored.num_faces} with a face (a picture without one counts 0)"
+    )
+    if scored.prompt_alignment is not None:
+        _say(f"prompt alignment {scored.prompt_alignment:.3f}: mean raw cosine")
+
+
+def main() -> None:
+    """Entry point of the `dreamsweep` command: exceptions become exit codes."""
+    try:
+        app()
+    except ValueError as error:
+        _complain(" ".join(str(error).split("\n")[:2]))
+        sys.exit(2)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        place = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{place}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command again goes on from here")
+        sys.exit(1)

@@ -1,0 +1,104 @@
+"""ControlNet renders of a run's best trials: one picture a reference and trial, and a sheet of them all.
+
+A late stage that can be given again alone: it reads the run folder, needs no Ray, and touches nothing but `renders/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evaluation.config import RenderConfig
+from evaluation.render import Render, check_render, contact_sheet, render_references
+from sweeps.config import SweepConfig, load_sweep
+from sweeps.results import Row, path_in_run, read_results
+from sweeps.store import RunFolder, write_json
+from training.checkpoint import load_pipeline, open_checkpoint
+
+BASE_COLUMN = "base model"
+
+
+def render_run(
+    run_dir: Path | str,
+    top: int | None = None,
+    references: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Render the references with the base model and each of the best trials' best checkpoints.
+
+    Args:
+        run_dir: a run folder with at least one scored checkpoint.
+        top: how many trials; default: `render.top` of the sweep.
+        references: pictures instead of `render.references`.
+        progress: told the name of what is rendered next.
+
+    Returns:
+        `renders/sheet.png`: reference | condition | base model | one column per trial.
+
+    Raises:
+        ValueError: nothing to render, or no reference.
+    """
+    run = RunFolder(run_dir)
+    results = read_results(run.dir)
+    config = load_sweep(run.sweep_file)
+    render = render_config(config, references)
+    check_render(render)
+    best = results.best_of_each_trial()[: top or render.top]
+    if not best:
+        raise ValueError(f"rendering needs a scored checkpoint, and {run.dir} has none yet")
+
+    columns: dict[str, list[Render]] = {}
+    for name, row in [(BASE_COLUMN, None), *((f"{row.trial} @ {row.step}", row) for row in best)]:
+        progress(name)
+        columns[name] = _render(run.dir, row, config.base_model, render)
+        _save(columns[name], render.references, run.renders_dir / (row.trial if row else "base"))
+    sheet = contact_sheet(
+        [path.stem for path in render.references],
+        {name: [picture.image for picture in pictures] for name, pictures in columns.items()},
+        references=[picture.reference for picture in columns[BASE_COLUMN]],
+        conditions=[picture.condition for picture in columns[BASE_COLUMN]],
+    )
+    path = run.renders_dir / "sheet.png"
+    sheet.save(path)
+    _write_index(run, render, best)
+    return path
+
+
+def render_config(config: SweepConfig, references: Sequence[Path] = ()) -> RenderConfig:
+    """The sweep's render section with its prompt filled in, or the default one for `references` given by hand.
+
+    Raises:
+        ValueError: there is no reference at all.
+    """
+    render = config.render or RenderConfig()
+    render = render.model_copy(
+        update={
+            "references": [path.resolve() for path in references] or render.references,
+            "prompt": render.prompt or config.subject.instance_prompt,
+        }
+    )
+    if not render.references:
+        raise ValueError("rendering needs a reference: name pictures under render.references or with --reference")
+    return render
+
+
+def _render(run_dir: Path, row: Row | None, base_model: str, render: RenderConfig) -> list[Render]:
+    checkpoint = None
+    if row is not None:
+        assert row.checkpoint is not None, "only the base model has no checkpoint"
+        checkpoint = open_checkpoint(path_in_run(run_dir, row.checkpoint), base_model)
+    return render_references(load_pipeline(checkpoint, base_model), render)
+
+
+def _save(pictures: Sequence[Render], references: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for reference, picture in zip(references, pictures, strict=True):
+        picture.image.save(folder / f"{reference.stem}.png")
+
+
+def _write_index(run: RunFolder, render: RenderConfig, best: Sequence[Row]) -> None:
+    """What the renders were made with, for the report's footer and for whoever finds the folder."""
+    trials = [{"trial": row.trial, "step": row.step} for row in best]
+    settings = render.model_dump(mode="json", exclude={"references", "top"})
+    references = [path.name for path in render.references]
+    write_json(run.renders_dir / "renders.json", {"trials": trials, "references": references, **settings})
