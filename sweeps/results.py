@@ -1,28 +1,24 @@
 """What a run folder says: the leaderboard, the Pareto front and the champion, from the files alone.
 
-One rule names the champion, everywhere: `qualifies` and `order` below. It is stated in the sweep file (`champion:`) and
-printed wherever a champion is named. Nothing here needs Ray or torch, and a run may be read while it is running.
+One rule names the champion, everywhere: `qualifies` and `_order` below. It is stated in the sweep file (`champion:`)
+and printed wherever a champion is named. Nothing here needs Ray or torch, and a run may be read while it runs.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.intervals import Difference, Interval, bootstrap_interval, paired_difference
-
-Status = Literal["running", "finished", "stopped", "failed"]
-BASE = "base"
+from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord, write_bytes
 
 COLUMNS = (
     "trial",
@@ -49,27 +45,10 @@ COLUMNS = (
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ChampionRule(_Record):
-    """What the sweep file's `champion:` section asks for."""
-
-    prompt_alignment_margin: FiniteFloat = Field(default=0.02, ge=0)
-    """How far below the base model's prompt alignment (raw cosine) a checkpoint may fall and still qualify."""
-
-    @property
-    def text(self) -> str:
-        """The rule as one sentence part, to be printed beside every champion."""
-        return (
-            "the highest face similarity among checkpoints whose prompt alignment is at least "
-            f"the base model's minus {self.prompt_alignment_margin:g}"
-        )
-
-
-class ImageRecord(_Record):
+class ImageRecord(BaseModel):
     """One picture's scores in trial.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     file: str
     prompt: str | None = None
@@ -85,42 +64,20 @@ class ImageRecord(_Record):
         return Path(self.file).name
 
 
-class CheckpointRecord(_Record):
-    """One scored checkpoint in trial.json; paths are relative to the run folder."""
+class _Scores(BaseModel):
+    """The numbers of a scoring point, every one finite."""
 
-    step: int = Field(ge=0)
-    checkpoint: str | None = None
-    images: str | None = None
-    seconds: float | None = None
-    loss: float | None = None
     face_similarity: FiniteFloat
-    prompt_alignment: FiniteFloat | None = None
-    num_images: int = Field(ge=0)
-    num_faces: int = Field(ge=0)
-    image_scores: tuple[ImageRecord, ...] = ()
+    prompt_alignment: FiniteFloat
+    image_scores: tuple[ImageRecord, ...]
 
 
 class TrialSettings(BaseModel):
-    """The trial's hyperparameters: those that the leaderboard shows are checked, the rest is kept as it is."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
+    """The hyperparameters that the leaderboard shows."""
 
     rank: int | None = None
     learning_rate: FiniteFloat | None = None
     seed: int | None = None
-
-
-class TrialRecord(_Record):
-    """One trial.json."""
-
-    trial: str
-    method: Literal["lora", "dreambooth", "base"]
-    status: Status
-    config: TrialSettings = TrialSettings()
-    checkpoints: tuple[CheckpointRecord, ...] = ()
-    seconds: float | None = None
-    reason: str | None = None
-    num_restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +92,7 @@ class Row:
     seed: int | None
     status: str
     face_similarity: float
-    prompt_alignment: float | None
+    prompt_alignment: float
     num_images: int
     num_faces: int
     checkpoint: str | None
@@ -151,7 +108,7 @@ class Row:
     @property
     def is_base(self) -> bool:
         """Whether this is the zero line rather than something trained."""
-        return self.method == BASE
+        return self.method == BASE_TRIAL
 
     @property
     def face_similarity_low(self) -> float | None:
@@ -182,17 +139,23 @@ class Row:
 # --- the champion rule --------------------------------------------------------------------------------------------
 
 
-def qualifies(prompt_alignment: float | None, base_prompt_alignment: float | None, rule: ChampionRule) -> bool:
+def rule_text(rule: ChampionConfig) -> str:
+    """The rule in words, to be printed beside every champion."""
+    return (
+        "the highest face similarity among checkpoints whose prompt alignment is at least "
+        f"the base model's minus {rule.prompt_alignment_margin:g}"
+    )
+
+
+def qualifies(prompt_alignment: float, base_prompt_alignment: float | None, rule: ChampionConfig) -> bool:
     """Whether a checkpoint still follows its prompts; without a base score nothing is known to disqualify it."""
     if base_prompt_alignment is None:
         return True
     # The tolerance keeps "minus 0.02" inclusive: 0.30 - 0.02 is 0.27999... in binary.
-    return prompt_alignment is not None and (
-        prompt_alignment >= base_prompt_alignment - rule.prompt_alignment_margin - 1e-12
-    )
+    return prompt_alignment >= base_prompt_alignment - rule.prompt_alignment_margin - 1e-12
 
 
-def _order(row: Row, base_prompt_alignment: float | None, rule: ChampionRule) -> tuple[Any, ...]:
+def _order(row: Row, base_prompt_alignment: float | None, rule: ChampionConfig) -> tuple[Any, ...]:
     """Sort key, best first: those that qualify, then face similarity; ties to fewer steps, lower rank, name."""
     return (
         not qualifies(row.prompt_alignment, base_prompt_alignment, rule),
@@ -203,7 +166,7 @@ def _order(row: Row, base_prompt_alignment: float | None, rule: ChampionRule) ->
     )
 
 
-def best_first(rows: Iterable[Row], rule: ChampionRule) -> list[Row]:
+def best_first(rows: Iterable[Row], rule: ChampionConfig) -> list[Row]:
     """The leaderboard's order; the base model stands where its own scores put it."""
     rows = list(rows)
     base = base_row(rows)
@@ -211,13 +174,24 @@ def best_first(rows: Iterable[Row], rule: ChampionRule) -> list[Row]:
     return sorted(rows, key=lambda row: _order(row, alignment, rule))
 
 
-_Entry = TypeVar("_Entry", bound=Mapping[str, Any])
+class Scored(Protocol):
+    """A scored checkpoint: the ledger's `ScoredCheckpoint`, or a `Row`."""
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+    @property
+    def face_similarity(self) -> float: ...  # noqa: D102
+    @property
+    def prompt_alignment(self) -> float: ...  # noqa: D102
+
+
+ScoredT = TypeVar("ScoredT", bound=Scored)
 
 
 def best_checkpoint_entry(
-    checkpoints: Sequence[_Entry], rule: ChampionRule, base_prompt_alignment: float | None
-) -> _Entry:
-    """The champion rule on one trial's own series of trial.json entries.
+    checkpoints: Sequence[ScoredT], rule: ChampionConfig, base_prompt_alignment: float | None
+) -> ScoredT:
+    """The champion rule on one trial's own series.
 
     Where no checkpoint qualifies, the one with the highest prompt alignment: the nearest to qualifying.
 
@@ -226,11 +200,10 @@ def best_checkpoint_entry(
     """
     if not checkpoints:
         raise ValueError("a trial needs at least one scored checkpoint to have a best one, got none")
-    able = [c for c in checkpoints if qualifies(c["prompt_alignment"], base_prompt_alignment, rule)]
+    able = [c for c in checkpoints if qualifies(c.prompt_alignment, base_prompt_alignment, rule)]
     if able:
-        return min(able, key=lambda c: (-c["face_similarity"], c["step"]))
-    aligned = [c for c in checkpoints if c["prompt_alignment"] is not None]
-    return min(aligned, key=lambda c: (-c["prompt_alignment"], c["step"])) if aligned else checkpoints[0]
+        return min(able, key=lambda c: (-c.face_similarity, c.step))
+    return min(checkpoints, key=lambda c: (-c.prompt_alignment, c.step))
 
 
 @dataclass(frozen=True)
@@ -253,7 +226,7 @@ class Champion:
     """Whether the champion is measurably more like the person than the untouched base model."""
 
 
-def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
+def champion(rows: Iterable[Row], rule: ChampionConfig) -> Champion:
     """Name the champion among `rows` by the one rule; the base model never is one."""
     ordered = best_first(rows, rule)
     base = base_row(ordered)
@@ -261,14 +234,17 @@ def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
     caveats = _caveats_of_all(trained, base)
     if not trained:
         return _nobody("no trained checkpoint has been scored yet", rule, caveats)
-    if base is None or base.prompt_alignment is None:
-        return _nobody("the base model has no prompt alignment yet, so the rule cannot be applied", rule, caveats)
+    if base is None:
+        return _nobody("the base model has not been scored, so the rule cannot be applied", rule, caveats)
     needed = base.prompt_alignment - rule.prompt_alignment_margin
     able = [row for row in trained if qualifies(row.prompt_alignment, base.prompt_alignment, rule)]
     if not able:
-        highest = max((row.prompt_alignment for row in trained if row.prompt_alignment is not None), default=None)
-        found = "no checkpoint has one" if highest is None else f"the highest is {highest:.3f}"
-        return _nobody(f"the rule needs a prompt alignment of at least {needed:.3f} and {found}", rule, caveats)
+        highest = max(row.prompt_alignment for row in trained)
+        return _nobody(
+            f"the rule needs a prompt alignment of at least {needed:.3f} and the highest is {highest:.3f}",
+            rule,
+            caveats,
+        )
     winner = able[0]
     runner_up = next((row for row in able if row.trial != winner.trial), None)
     versus_base = compare_face_similarity(winner, base)
@@ -276,7 +252,7 @@ def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
         caveats += _caveats_against_base(winner, base, versus_base)
     return Champion(
         row=winner,
-        rule=rule.text,
+        rule=rule_text(rule),
         reason=(
             f"its face similarity of {winner.face_similarity:.3f} is the highest of the {len(able)} checkpoints (of "
             f"{len(trained)}) whose prompt alignment is at least {needed:.3f}, the base model's "
@@ -290,8 +266,8 @@ def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
     )
 
 
-def _nobody(reason: str, rule: ChampionRule, caveats: Sequence[str]) -> Champion:
-    return Champion(row=None, rule=rule.text, reason=f"no champion: {reason}", caveats=tuple(caveats))
+def _nobody(reason: str, rule: ChampionConfig, caveats: Sequence[str]) -> Champion:
+    return Champion(row=None, rule=rule_text(rule), reason=f"no champion: {reason}", caveats=tuple(caveats))
 
 
 def _caveats_of_all(trained: Sequence[Row], base: Row | None) -> list[str]:
@@ -375,9 +351,9 @@ class Results:
 
     run_dir: Path
     name: str
-    rule: ChampionRule
-    sweep: dict[str, Any]
-    """sweep.yaml as plain values, `versions` included; empty where it cannot be read."""
+    config: SweepConfig | None
+    """The sweep's settings; None where sweep.yaml cannot be read."""
+    rule: ChampionConfig
     trials: tuple[TrialRecord, ...]
     """Every readable trial by name, the base model's among them, scored or not."""
     rows: tuple[Row, ...]
@@ -396,7 +372,7 @@ class Results:
         """How many trials (the base model not counted) are in each status."""
         counts: dict[str, int] = {}
         for trial in self.trials:
-            if trial.method != BASE:
+            if trial.method != BASE_TRIAL:
                 counts[trial.status] = counts.get(trial.status, 0) + 1
         return counts
 
@@ -415,10 +391,7 @@ class Results:
             known = any(record.trial == trial for record in self.trials)
             what = "has no scored checkpoint" if known else "is not in this run"
             raise ValueError(f"trial {trial!r} {what}: {self.run_dir / 'trials'}")
-        entry = best_checkpoint_entry(
-            [row.as_dict() for row in series], self.rule, self.base.prompt_alignment if self.base else None
-        )
-        return next(row for row in series if row.step == entry["step"])
+        return best_checkpoint_entry(series, self.rule, self.base.prompt_alignment if self.base else None)
 
 
 def read_results(run_dir: Path | str) -> Results:
@@ -431,10 +404,10 @@ def read_results(run_dir: Path | str) -> Results:
     if not (run_dir / "trials").is_dir() and not (run_dir / "sweep.yaml").is_file():
         raise ValueError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
     warnings: list[str] = []
-    sweep = _read_sweep(run_dir / "sweep.yaml", warnings)
-    rule = _read_rule(sweep, warnings)
-    trials = _read_trials(run_dir, warnings)
-    rows = mark_pareto(best_first((row for trial in trials for row in _rows(trial)), rule))
+    config = _read_config(run_dir, warnings)
+    rule = config.champion if config else ChampionConfig()
+    trials, rows = _read_trials(run_dir, warnings)
+    rows = mark_pareto(best_first(rows, rule))
     verdict = champion(rows, rule)
     if verdict.row is not None:
         winner = replace(verdict.row, champion=True)
@@ -442,9 +415,9 @@ def read_results(run_dir: Path | str) -> Results:
         verdict = replace(verdict, row=winner)
     return Results(
         run_dir=run_dir,
-        name=str(sweep.get("name") or run_dir.resolve().name),
+        name=config.name if config else run_dir.resolve().name,
+        config=config,
         rule=rule,
-        sweep=sweep,
         trials=tuple(trials),
         rows=tuple(rows),
         champion=verdict,
@@ -452,87 +425,77 @@ def read_results(run_dir: Path | str) -> Results:
     )
 
 
-def _read_sweep(path: Path, warnings: list[str]) -> dict[str, Any]:
+def _read_config(run_dir: Path, warnings: list[str]) -> SweepConfig | None:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        warnings.append(f"sweep.yaml cannot be read: {_first_line(error)}")
-        return {}
-    if not isinstance(content, dict):
-        warnings.append("sweep.yaml holds no settings")
-        return {}
-    return content
+        return load_sweep(RunFolder(run_dir).sweep_file)
+    except ValueError as error:
+        warnings.append(f"{error}; shown without its settings, with the default champion rule")
+        return None
 
 
-def _read_rule(sweep: Mapping[str, Any], warnings: list[str]) -> ChampionRule:
-    try:
-        return ChampionRule.model_validate(sweep.get("champion") or {})
-    except ValidationError as error:
-        warnings.append(f"sweep.yaml: champion: {_first_error(error)}; the default rule is used")
-        return ChampionRule()
-
-
-def _read_trials(run_dir: Path, warnings: list[str]) -> list[TrialRecord]:
-    trials = []
+def _read_trials(run_dir: Path, warnings: list[str]) -> tuple[list[TrialRecord], list[Row]]:
+    trials, rows = [], []
     for path in sorted(run_dir.glob("trials/*/trial.json")):
         place = path.relative_to(run_dir).as_posix()
         try:
-            trial = TrialRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            warnings.append(f"{place} cannot be read and is left out: {_first_line(error)}")
+            trial = TrialRecord.model_validate_json(path.read_bytes())
+            trial_rows = _rows(trial.model_copy(update={"trial": path.parent.name}))
+        except OSError as error:
+            warnings.append(f"{place} cannot be read and is left out: {error.strerror}")
         except ValidationError as error:
-            warnings.append(f"{place} is not a trial and is left out: {_first_error(error)}")
+            warnings.append(f"{place} is not a whole trial and is left out: {_first_error(error)}")
         else:
             if trial.trial != path.parent.name:
                 warnings.append(f"{place} calls itself {trial.trial!r}; its folder's name is used")
             trials.append(trial.model_copy(update={"trial": path.parent.name}))
-    return trials
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+            rows += trial_rows
+    return trials, rows
 
 
 def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _rows(trial: TrialRecord) -> list[Row]:
-    is_base = trial.method == BASE
-    return [
-        Row(
-            trial=trial.trial,
-            method=trial.method,
-            rank=trial.config.rank if trial.method == "lora" else None,
-            learning_rate=None if is_base else trial.config.learning_rate,
-            step=entry.step,
-            seed=None if is_base else trial.config.seed,
-            status=trial.status,
-            face_similarity=entry.face_similarity,
-            prompt_alignment=entry.prompt_alignment,
-            num_images=entry.num_images,
-            num_faces=entry.num_faces,
-            checkpoint=None if is_base else entry.checkpoint,
-            images=entry.images,
-            loss=entry.loss,
-            seconds=entry.seconds,
-            image_scores=entry.image_scores,
-            face_similarity_interval=bootstrap_interval([i.face_similarity or 0.0 for i in entry.image_scores]),
-            prompt_alignment_interval=bootstrap_interval(
-                [i.prompt_alignment for i in entry.image_scores if i.prompt_alignment is not None]
-            ),
-        )
-        for entry in {entry.step: entry for entry in trial.checkpoints}.values()
-    ]
+    """The trial's leaderboard rows; ValidationError where a value that they show is not of its kind."""
+    settings = TrialSettings.model_validate(trial.config)
+    by_step = {entry.step: entry for entry in trial.checkpoints}  # of a step scored twice, the later one
+    return [_row(trial, settings, entry) for entry in by_step.values()]
+
+
+def _row(trial: TrialRecord, settings: TrialSettings, entry: ScoredCheckpoint) -> Row:
+    scores = _Scores.model_validate(entry.model_dump())
+    is_base = trial.method == BASE_TRIAL
+    return Row(
+        trial=trial.trial,
+        method=trial.method,
+        rank=settings.rank if trial.method == "lora" else None,
+        learning_rate=None if is_base else settings.learning_rate,
+        step=entry.step,
+        seed=None if is_base else settings.seed,
+        status=trial.status,
+        face_similarity=scores.face_similarity,
+        prompt_alignment=scores.prompt_alignment,
+        num_images=entry.num_images,
+        num_faces=entry.num_faces,
+        checkpoint=None if is_base else entry.checkpoint,
+        images=entry.images,
+        loss=entry.loss,
+        seconds=entry.seconds,
+        image_scores=scores.image_scores,
+        face_similarity_interval=bootstrap_interval([i.face_similarity or 0.0 for i in scores.image_scores]),
+        prompt_alignment_interval=bootstrap_interval(
+            [i.prompt_alignment for i in scores.image_scores if i.prompt_alignment is not None]
+        ),
+    )
 
 
 def mark_pareto(rows: Sequence[Row]) -> list[Row]:
     """Set `pareto`, over all rows: a checkpoint that the base model beats in both scores is on no front."""
-    placed = [i for i, row in enumerate(rows) if row.prompt_alignment is not None]
-    flags = pareto_front([(rows[i].face_similarity, rows[i].prompt_alignment or 0.0) for i in placed])
-    front = {i for i, flag in zip(placed, flags, strict=True) if flag}
-    return [replace(row, pareto=i in front) for i, row in enumerate(rows)]
+    flags = pareto_front([(row.face_similarity, row.prompt_alignment) for row in rows])
+    return [replace(row, pareto=flag) for row, flag in zip(rows, flags, strict=True)]
 
 
 def path_in_run(run_dir: Path, relative: str) -> Path:
@@ -561,8 +524,6 @@ def results_csv(rows: Iterable[Row]) -> str:
 
 def write_results_csv(results: Results) -> Path:
     """Write RUN/results.csv. It is derived: nothing reads it back."""
-    path = results.run_dir / "results.csv"
-    temporary = path.with_name(f".results.csv.{os.getpid()}")
-    temporary.write_text(results_csv(results.rows), encoding="utf-8")
-    temporary.replace(path)
+    path = RunFolder(results.run_dir).results_csv
+    write_bytes(path, results_csv(results.rows).encode())
     return path

@@ -118,7 +118,14 @@ def write_trial(folder: Path, trial: dict[str, Any], checkpoints: Sequence[dict[
     path = folder / "trials" / trial["trial"] / "trial.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = checkpoints[-1]["seconds"] if checkpoints else 12.0
-    record = {"reason": None, "num_restarts": 0, "seconds": seconds, **trial, "checkpoints": list(checkpoints)}
+    record = {
+        "reason": None,
+        "key": "0" * 64,
+        "num_restarts": 0,
+        "seconds": seconds,
+        **trial,
+        "checkpoints": list(checkpoints),
+    }
     path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return path
 
