@@ -37,7 +37,7 @@ class EvaluationConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Picture i of every prompt starts from the noise of seed `seed + i`, whatever the trial."""
     at_steps: list[int] = Field(min_length=1)
-    """Training steps at which a trial is scored; those beyond a trial's `max_train_steps` fall away, and its last step is added."""
+    """Training steps at which a trial is scored; later ones than its last step fall away, the last is added."""
     scheduler: Literal["ddim", "dpmsolver++"] = "dpmsolver++"
     num_inference_steps: int = Field(default=25, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0)

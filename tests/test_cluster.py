@@ -1,4 +1,4 @@
-"""Laws of `cluster.yaml` (a second): both variants satisfy the schema that ships with Ray, and keep what the README promises."""
+"""Laws of `cluster.yaml` (a second): both variants satisfy Ray's own schema and keep what the README promises."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,12 @@ def cloud_cluster() -> dict[str, Any]:
 
 def local_cluster() -> dict[str, Any]:
     """The commented variant, put over the file's own keys as its comment says."""
-    lines = CLUSTER.read_text().split("# ---- Machines you already have")[1].split("# ---- end of the variant")[0].splitlines()
+    lines = (
+        CLUSTER.read_text()
+        .split("# ---- Machines you already have")[1]
+        .split("# ---- end of the variant")[0]
+        .splitlines()
+    )
     commented = [line.removeprefix("# ").removeprefix("#") for line in lines[1:]]
     start = next(i for i, line in enumerate(commented) if line.startswith("cluster_name:"))
     cluster = cloud_cluster() | yaml.safe_load("\n".join(commented[start:]))
@@ -47,7 +52,7 @@ def test_the_head_holds_no_trials() -> None:
 
 @pytest.mark.parametrize("cluster", [cloud_cluster(), local_cluster()], ids=["cloud", "local"])
 def test_the_token_is_asked_for_and_the_dashboard_stays_inside(cluster: dict[str, Any]) -> None:
-    """Token authentication is on, the token file is readable by its owner alone, the dashboard listens on the head alone."""
+    """Tokens are asked for, their file is its owner's alone, and the dashboard listens on the head alone."""
     assert "--env=RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     assert "/home/ray/.ray/auth_token" in cluster["file_mounts"]
     assert any("chmod 600 ~/.ray/auth_token" in command for command in cluster["setup_commands"])
@@ -56,7 +61,9 @@ def test_the_token_is_asked_for_and_the_dashboard_stays_inside(cluster: dict[str
 
 def test_image_and_constraints_name_the_same_ray() -> None:
     """A cluster's nodes and the clone run the same Ray release."""
-    pinned = next(line for line in (CLUSTER.parent / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
+    pinned = next(
+        line for line in (CLUSTER.parent / "constraints.txt").read_text().splitlines() if line.startswith("ray==")
+    )
     version = pinned.removeprefix("ray==")
     docker = cloud_cluster()["docker"]
     assert f":{version}-" in docker["head_image"]
