@@ -29,3 +29,36 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import draw_photos
 
     return draw_photos(tmp_path_factory.mktemp("subject") / "photos")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`local-dir:` name of a small random CLIP with weights."""
+    from tests.tiny_models import build_clip
+
+    return f"local-dir:{build_clip(tmp_path_factory.mktemp('clip') / 'tiny-clip')}"
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory, tiny_base: str) -> str:
+    """Path of a small random ControlNet folder that fits `tiny_base`."""
+    from tests.tiny_models import build_controlnet
+
+    return str(build_controlnet(tmp_path_factory.mktemp("controlnet") / "tiny-controlnet", tiny_base))
+
+
+@pytest.fixture(scope="session")
+def tiny_face_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of random 128-wide InceptionResnetV1 weights: real boxes, embeddings without meaning."""
+    from tests.tiny_models import build_face_weights
+
+    return str(build_face_weights(tmp_path_factory.mktemp("face") / "inception.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real faces and weights beside the repository; a test that asks for it is skipped where it is absent."""
+    folder = (Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip("needs the folder shared/data beside the repository")
+    return folder

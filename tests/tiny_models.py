@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -81,7 +81,8 @@ def build_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "ep
 def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's own tokenizer, from the byte-pair merges that open_clip ships: 49408 tokens, 77 positions."""
     package = find_spec("open_clip")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     text = gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
     merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
     letters = sorted(ByteLevel.alphabet())  # by code point: CLIP's own order
@@ -104,3 +105,64 @@ def draw_photos(folder: str | Path, count: int = 6, size: tuple[int, int] = (96,
         suffix = "png" if i % 2 else "jpg"
         picture.save(folder / f"photo_{i}.{suffix}", quality=95)
     return folder
+
+
+def build_clip(folder: str | Path, seed: int = 0) -> Path:
+    """Save a small random CLIP in open_clip's `local-dir:` layout, about 3 MB, with CLIP's real tokenizer; returns `folder`."""
+    import json
+
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model_cfg = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+    preprocess_cfg = {
+        "size": 32,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(**model_cfg)
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+    )
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return folder
+
+
+def build_controlnet(folder: str | Path, base: str | Path, seed: int = 0) -> Path:
+    """Save a ControlNet that fits the pipeline in `base`; random, so that its condition changes pictures. Returns `folder`."""
+    unet = UNet2DConditionModel.from_pretrained(str(base), subfolder="unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
+        for name, parameter in controlnet.named_parameters():
+            if not parameter.any():  # a fresh ControlNet starts from zeros and changes nothing
+                torch.nn.init.normal_(parameter, std=0.3 if name.endswith("weight") else 0.01)
+    controlnet.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def build_face_weights(path: str | Path, width: int = 128, seed: int = 0) -> Path:
+    """Save random weights of InceptionResnetV1 with a head of `width`, in half precision (46 MB); returns `path`."""
+    from facenet_pytorch import InceptionResnetV1
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = InceptionResnetV1()
+        network.last_linear = torch.nn.Linear(1792, width, bias=False)
+        network.last_bn = torch.nn.BatchNorm1d(width, eps=0.001)
+    halves = {
+        name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()
+    }
+    save_file(halves, path)
+    return Path(path)
