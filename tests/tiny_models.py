@@ -108,7 +108,7 @@ def draw_photos(folder: str | Path, count: int = 6, size: tuple[int, int] = (96,
 
 
 def build_clip(folder: str | Path, seed: int = 0) -> Path:
-    """Save a small random CLIP in open_clip's `local-dir:` layout, about 3 MB, with CLIP's real tokenizer; returns `folder`."""
+    """Save a small random CLIP in open_clip's `local-dir:` layout, about 3 MB; returns `folder`."""
     import json
 
     from open_clip.model import CLIP
@@ -139,7 +139,7 @@ def build_clip(folder: str | Path, seed: int = 0) -> Path:
 
 
 def build_controlnet(folder: str | Path, base: str | Path, seed: int = 0) -> Path:
-    """Save a ControlNet that fits the pipeline in `base`; random, so that its condition changes pictures. Returns `folder`."""
+    """Save a random ControlNet that fits the pipeline in `base` and changes its pictures; returns `folder`."""
     unet = UNet2DConditionModel.from_pretrained(str(base), subfolder="unet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,131 @@
+"""Pictures from folders, as a viewer shows them, and labelled grids of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+MAX_MEGAPIXELS = 100
+"""Beyond this a picture is an accident or an attack on memory."""
+
+GRID_GAP = 8
+GRID_FONT_SIZE = 15
+GRID_LABEL_LINES = 3
+GRID_ROW_LABEL_WIDTH = 160
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The jpg, png and webp files directly in a folder, sorted by name.
+
+    Raises:
+        ValueError: there is no such folder or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"pictures: {folder} is not a folder")
+    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise ValueError(f"pictures: need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
+    return sorted(found, key=lambda p: p.name)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture as RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError: the file is missing, broken, no picture, or larger than 100 megapixels; names it.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size  # known from the header, before any pixel is decoded
+            if width * height <= MAX_MEGAPIXELS * 1_000_000:
+                return ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+    raise ValueError(f"{path}: need at most {MAX_MEGAPIXELS} megapixels, got {width}x{height}")
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    cell_size: int = 256,
+) -> Image.Image:
+    """Pictures in rows and columns with a label beside each row and above each column.
+
+    Args:
+        rows: Pictures, each row as long as `column_labels`; any sizes, shown with their aspect kept.
+        row_labels: One for each row.
+        column_labels: One for each column.
+        cell_size: Longer side of a shown picture in pixels. Small pictures are enlarged without smoothing.
+
+    Raises:
+        ValueError: nothing to show, or labels that do not fit the pictures.
+    """
+    if not rows or not column_labels:
+        raise ValueError("grid: need 1 or more rows and columns, got none")
+    if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
+        shape = f"{len(rows)} rows of {sorted({len(row) for row in rows})}"
+        raise ValueError(
+            f"grid: need a label a row and a column, got {len(row_labels)}, {len(column_labels)} for {shape}"
+        )
+    cells = [[_fit(image, cell_size) for image in row] for row in rows]
+    widths = [max(row[column].width for row in cells) for column in range(len(column_labels))]
+    heights = [max(image.height for image in row) for row in cells]
+
+    font = ImageFont.load_default(GRID_FONT_SIZE)
+    line_height = GRID_FONT_SIZE + 4
+    left = GRID_ROW_LABEL_WIDTH if any(row_labels) else GRID_GAP
+    column_texts = [_wrap(label, font, width) for label, width in zip(column_labels, widths, strict=True)]
+    top = GRID_GAP + line_height * max(len(text) for text in column_texts)
+    size = (left + sum(widths) + GRID_GAP * len(widths), top + sum(heights) + GRID_GAP * len(heights))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    x = left
+    for text, width in zip(column_texts, widths, strict=True):
+        pen.multiline_text((x, GRID_GAP // 2), "\n".join(text), fill="black", font=font, spacing=4)
+        x += width + GRID_GAP
+    y = top
+    for row, label, height in zip(cells, row_labels, heights, strict=True):
+        text = _wrap(label, font, left - 2 * GRID_GAP, max(1, height // line_height))
+        pen.multiline_text((GRID_GAP, y), "\n".join(text), fill="black", font=font, spacing=4)
+        x = left
+        for image, width in zip(row, widths, strict=True):
+            sheet.paste(image, (x, y))
+            x += width + GRID_GAP
+        y += height + GRID_GAP
+    return sheet
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side at `side` pixels."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resampling = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(size, resampling)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int = 0) -> list[str]:
+    """Text broken into lines at most `width` pixels long; what does not fit ends in an ellipsis."""
+    lines = lines or GRID_LABEL_LINES
+    wrapped = [""]
+    for word in text.split():
+        joined = f"{wrapped[-1]} {word}".strip()
+        if wrapped[-1] and font.getlength(joined) > width:
+            wrapped.append(word)
+        else:
+            wrapped[-1] = joined
+    shown = wrapped[:lines]
+    if len(wrapped) > lines:
+        shown[-1] += " ..."
+    return [_shorten(line, font, width) for line in shown]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line.rstrip() + "..."

@@ -1,0 +1,256 @@
+"""Prompt alignment: the raw cosine between CLIP's vector of a picture and of the prompt that made it.
+
+Raw cosines of real text-to-image models lie at about 0.2 to 0.35, and CLIP models differ in scale: a number means
+something only beside the model's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.config import ClipConfig
+
+LOCAL_DIR = "local-dir:"
+HF_HUB = "hf-hub:"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+IMAGE_BATCH_SIZE = 16
+
+
+def without_rare_token(prompt: str, rare_token: str) -> str:
+    """The prompt as CLIP should read it: `a photo of sks woman, smiling` -> `a photo of woman, smiling`.
+
+    CLIP has never seen the person that the token names; to it the token is noise. The token's words are taken out
+    wherever they stand as whole words together, in any case, with the spaces, brackets and commas that they leave
+    behind. A prompt without the token comes back as it is.
+
+    Raises:
+        ValueError: nothing is left of the prompt.
+    """
+    words = rare_token.split()
+    if not words:
+        return prompt
+    token = r"(?<![\w-])" + r"\s+".join(re.escape(word) for word in words) + r"(?![\w-])"
+    text, found = re.subn(token, "", prompt, flags=re.IGNORECASE)
+    if not found:
+        return prompt
+    text = re.sub(r"\(\s*\)|\[\s*\]", "", text)
+    text = re.sub(r"\s+(?=[,.;:!?)\]])", "", text)
+    text = re.sub(r"(?<=[(\[])\s+", "", text)
+    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
+    text = re.sub(r"\s+", " ", text).strip(" ,;:")
+    if not re.search(r"\w", text):
+        raise ValueError(f"prompt {prompt!r}: nothing is left without the rare token {rare_token!r}")
+    return text
+
+
+def prompt_alignment(image_embeddings: NDArray[Any], text_embeddings: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine of each picture with its own text: [n, d] and [n, d] to [n], in [-1, 1], higher fits better."""
+    images = _unit_rows(image_embeddings)
+    texts = _unit_rows(text_embeddings)
+    cosines: NDArray[np.float64] = np.clip((images * texts).sum(axis=1), -1.0, 1.0)
+    return cosines
+
+
+def _unit_rows(embeddings: NDArray[Any]) -> NDArray[np.float64]:
+    rows = embeddings.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        raise ValueError("CLIP embedding: need a finite norm above 0; the weights are broken")
+    return np.asarray(rows / norms)
+
+
+class ClipScorer:
+    """One CLIP model with its own preprocessing and tokenizer."""
+
+    def __init__(
+        self,
+        name: str,
+        model: torch.nn.Module,
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        """Model and weights in words; equal names mean comparable alignments."""
+        self._model = model
+        self._preprocess = preprocess
+        self._tokenizer = tokenizer
+        self._device = device
+        self._text_embeddings: dict[str, NDArray[np.float32]] = {}
+
+    def prompt_alignment(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """Raw cosine of each picture with its own prompt, in [-1, 1]; higher fits better.
+
+        Raises:
+            ValueError: not one prompt a picture.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"prompts: need one a picture, got {len(prompts)} for {len(images)}")
+        if not images:
+            return []
+        texts = np.stack([self._embed_text(prompt) for prompt in prompts])
+        return [float(cosine) for cosine in prompt_alignment(self._embed_images(images), texts)]
+
+    @torch.inference_mode()
+    def _embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        batches = []
+        for start in range(0, len(images), IMAGE_BATCH_SIZE):
+            batch = [self._preprocess(image.convert("RGB")) for image in images[start : start + IMAGE_BATCH_SIZE]]
+            batches.append(self._model.encode_image(torch.stack(batch).to(self._device)).float().cpu().numpy())  # type: ignore[operator]
+        return np.concatenate(batches)
+
+    @torch.inference_mode()
+    def _embed_text(self, prompt: str) -> NDArray[np.float32]:
+        """Embedding [d] of a prompt, computed once: a sweep scores thousands of pictures of a few prompts."""
+        if prompt not in self._text_embeddings:
+            tokens = self._tokenizer([prompt]).to(self._device)
+            self._text_embeddings[prompt] = self._model.encode_text(tokens)[0].float().cpu().numpy()  # type: ignore[operator]
+        return self._text_embeddings[prompt]
+
+
+def parse_clip(text: str) -> ClipConfig:
+    """Read `MODEL:PRETRAINED`, where PRETRAINED is a tag or a path, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+
+    Raises:
+        ValueError: the weights are not named.
+    """
+    if text.startswith((LOCAL_DIR, HF_HUB)):
+        return ClipConfig(model=text, pretrained=None)
+    model, _, pretrained = text.partition(":")
+    if not model or not pretrained:
+        raise ValueError(f"CLIP: need MODEL:PRETRAINED or local-dir:FOLDER, got {text!r}")
+    return ClipConfig(model=model, pretrained=pretrained)
+
+
+def check_clip(config: ClipConfig, *, weights_present: bool = True) -> None:
+    """Refuse a model that could not be loaded, or one without weights, without loading it.
+
+    open_clip starts a model without weights at random and only logs it: every score would be noise.
+
+    Args:
+        config: The model.
+        weights_present: Also ask for weights that come from the hub, and fetch them if there is a network. False: a
+            sweep for another machine is checked here.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    import open_clip
+
+    if config.model.startswith(LOCAL_DIR):
+        _check_local_dir(Path(config.model.removeprefix(LOCAL_DIR)))
+        return
+    if config.model.startswith(HF_HUB):
+        if weights_present:
+            _fetch({"hf_hub": config.model.removeprefix(HF_HUB) + "/"}, config)
+        return
+    models = open_clip.list_models()
+    if config.model not in models:
+        nearest = ", ".join(get_close_matches(config.model, models)) or "ViT-B-32"
+        raise ValueError(
+            f"CLIP model: need one of open_clip's or local-dir:FOLDER, got {config.model!r} (near: {nearest})"
+        )
+    if not config.pretrained:
+        raise ValueError(
+            f"CLIP model {config.model}: needs `pretrained`, a tag or a path; without weights scores are noise"
+        )
+    if Path(config.pretrained).is_file():
+        return
+    tags = open_clip.list_pretrained_tags_by_model(config.model)
+    if config.pretrained not in tags:
+        raise ValueError(
+            f"CLIP pretrained: need a file or a tag of {config.model} ({', '.join(tags)}), got {config.pretrained!r}"
+        )
+    if weights_present:
+        _fetch(open_clip.get_pretrained_cfg(config.model, config.pretrained), config)
+
+
+def _check_local_dir(folder: Path) -> None:
+    if not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"CLIP model: need a folder with open_clip_config.json, got {folder}")
+    if not any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
+        raise ValueError(
+            f"CLIP model: no weights in {folder}, need open_clip_model.safetensors; without them scores are noise"
+        )
+
+
+def _fetch(source: dict[str, Any], config: ClipConfig) -> None:
+    """Let open_clip download the weights, if they are not in its cache."""
+    from open_clip.pretrained import download_pretrained
+
+    try:
+        download_pretrained(source)
+    except OSError as error:
+        raise ValueError(
+            f"CLIP {config.model}:{config.pretrained}: weights are not in the hub's cache and cannot be downloaded; "
+            "fetch them once with a network, or give a path as `pretrained`"
+        ) from error
+
+
+def load_clip(config: ClipConfig, device: str | torch.device | None = None) -> ClipScorer:
+    """Load a CLIP model once per process, in float32.
+
+    Args:
+        config: The model.
+        device: Default: the GPU if there is one.
+
+    Raises:
+        ValueError: see `check_clip`, or the weights do not fit the model.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _load_clip(config, str(device))
+
+
+@cache
+def _load_clip(config: ClipConfig, device: str) -> ClipScorer:
+    import open_clip
+
+    check_clip(config)
+    tag = open_clip.get_pretrained_cfg(config.model, config.pretrained or "")
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(
+            config.model,
+            config.pretrained,
+            device=device,
+            # OpenAI's and some other weights were trained with another GELU than their model's file says. open_clip
+            # only warns; the cosines would be wrong.
+            force_quick_gelu=bool(tag.get("quick_gelu", False)),
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"CLIP {config.model}:{config.pretrained}: weights cannot be loaded ({error!s:.300})"
+        ) from error
+    model.eval().requires_grad_(False)
+    tokenizer = open_clip.get_tokenizer(config.model)
+    return ClipScorer(_clip_name(config), model, preprocess, tokenizer, torch.device(device))
+
+
+def _clip_name(config: ClipConfig) -> str:
+    """`ViT-B-32:laion2b_s34b_b79k`; weights on disk are told by their content, not by this machine's folders."""
+    if config.model.startswith(LOCAL_DIR):
+        folder = Path(config.model.removeprefix(LOCAL_DIR))
+        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+        return f"{LOCAL_DIR}{folder.name} {_digest(files)}"
+    if config.pretrained and Path(config.pretrained).is_file():
+        return f"{config.model}:{Path(config.pretrained).name} {_digest([Path(config.pretrained)])}"
+    return f"{config.model}:{config.pretrained}" if config.pretrained else config.model
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,240 @@
+"""ControlNet renders of a checkpoint: the person in the pose and outlines of reference pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
+
+from evaluation.config import RenderConfig
+from evaluation.generate import run_pipeline, starting_noise
+from evaluation.pictures import grid, read_picture
+
+SIZE_MULTIPLE = 8
+"""The pipeline takes sides that are multiples of this, in pixels."""
+MIN_SIDE = 64
+DETECTOR_MULTIPLE = 64
+"""controlnet-aux works on sides rounded to multiples of this."""
+WITHOUT_DOWNLOAD = ("canny", "shuffle", "lineart_standard")
+NOT_RUNNING = ("mediapipe_face", "dwpose")
+"""Detectors of controlnet-aux that need packages which do not install beside the others."""
+ANNOTATORS = "lllyasviel/Annotators"
+"""Hub repository of the detectors' weights, controlnet-aux's own choice."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Render:
+    """One reference picture, what the ControlNet sees of it, and what the checkpoint makes of that."""
+
+    reference: str
+    """File name."""
+    reference_image: Image.Image
+    condition: Image.Image
+    image: Image.Image
+
+
+def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, prompt: str) -> list[Render]:
+    """One picture a reference, all from the noise of the same seed.
+
+    Args:
+        pipeline: A loaded checkpoint. Its weights and scheduler stay as they are.
+        config: References, ControlNet, detector, sampler and size.
+        prompt: Used where the config has none.
+
+    Raises:
+        ValueError: see `check_render`, or the ControlNet does not fit the base model.
+    """
+    controlnet = load_controlnet(config.controlnet, pipeline.device, pipeline.unet.dtype)
+    _check_fit(controlnet, pipeline, config.controlnet)
+    components = {**pipeline.components, "safety_checker": None, "feature_extractor": None}
+    components["scheduler"] = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    renderer = StableDiffusionControlNetPipeline(**components, controlnet=controlnet, requires_safety_checker=False)
+    renderer.set_progress_bar_config(disable=True)
+    renders = []
+    for path in config.references:
+        reference = read_picture(path)
+        condition = condition_image(reference, config)
+        (image,) = run_pipeline(
+            renderer,
+            place=f"reference {path.name}",
+            prompt=config.prompt or prompt,
+            negative_prompt=config.negative_prompt,
+            image=condition,
+            latents=starting_noise(pipeline, config.seed, *condition.size),
+            width=condition.width,
+            height=condition.height,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            controlnet_conditioning_scale=config.controlnet_conditioning_scale,
+        )
+        renders.append(Render(path.name, reference, condition, image))
+    return renders
+
+
+def contact_sheet(renders: Mapping[str, Sequence[Render]], cell_size: int = 256) -> Image.Image:
+    """One row a reference: the reference, its condition, and one column for each trial of `renders`.
+
+    Raises:
+        ValueError: no trial or no reference, or trials with different references.
+    """
+    trials = list(renders)
+    references = [[render.reference for render in renders[trial]] for trial in trials]
+    if not references or not references[0] or any(names != references[0] for names in references):
+        raise ValueError(f"contact sheet: need 1 or more trials with the same references, got {references}")
+    rows = [
+        [first.reference_image, first.condition, *(renders[trial][row].image for trial in trials)]
+        for row, first in enumerate(renders[trials[0]])
+    ]
+    return grid(rows, references[0], ["reference", "condition", *trials], cell_size)
+
+
+def render_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Size of a render in pixels: the longer side is `resolution`, the other keeps the aspect, down to a multiple of 8.
+
+    Never below 64 px, where a very long picture loses its aspect.
+    """
+    scale = resolution / max(width, height)
+
+    def side(length: int) -> int:
+        return max(MIN_SIDE, int(length * scale + 1e-6) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+
+    return side(width), side(height)
+
+
+def condition_image(reference: Image.Image, config: RenderConfig) -> Image.Image:
+    """What the ControlNet sees of a reference: RGB, of the size of the render.
+
+    A reference smaller than the render is enlarged first, so that edges have the width that the ControlNet knows.
+    """
+    size = render_size(*reference.size, config.resolution)
+    reference = reference.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    if config.detector == "canny":
+        return _canny(reference, config.low_threshold, config.high_threshold)
+    short_side = round(min(size) / DETECTOR_MULTIPLE) * DETECTOR_MULTIPLE
+    with _numpy_seed(config.seed):
+        detected = _load_detector(config.detector)(reference, max(DETECTOR_MULTIPLE, short_side))
+    return detected.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+
+
+def check_render(config: RenderConfig, *, weights_present: bool = True) -> None:
+    """Refuse renders that could not be made, before anything is trained.
+
+    Args:
+        config: The renders.
+        weights_present: Also ask for a ControlNet of the hub, and fetch it if there is a network. False: a sweep for
+            another machine is checked here.
+
+    Raises:
+        ValueError: what is missing or unknown.
+    """
+    if config.low_threshold > config.high_threshold:
+        raise ValueError(
+            f"render: need low_threshold <= high_threshold, got {config.low_threshold} > {config.high_threshold}"
+        )
+    _detector_class(config.detector)
+    for reference in config.references:
+        read_picture(reference)
+    if not config.references:
+        return
+    if Path(config.controlnet).is_dir():
+        if not (Path(config.controlnet) / "config.json").is_file():
+            raise ValueError(f"render.controlnet: need a diffusers folder with config.json, got {config.controlnet}")
+    elif not HUB_ID.fullmatch(config.controlnet):
+        raise ValueError(f"render.controlnet: need a folder or a hub id owner/name, got {config.controlnet!r}")
+    elif weights_present:
+        load_controlnet(config.controlnet, "cpu", torch.float32)
+    if weights_present and config.detector not in WITHOUT_DOWNLOAD:
+        _load_detector(config.detector)
+
+
+def load_controlnet(name: str, device: torch.device | str, dtype: torch.dtype) -> ControlNetModel:
+    """Load a ControlNet from a hub id or a local diffusers folder, once per process.
+
+    Raises:
+        ValueError: it is not there and cannot be downloaded, or is no ControlNet.
+    """
+    return _load_controlnet(name, str(device), dtype)
+
+
+@cache
+def _load_controlnet(name: str, device: str, dtype: torch.dtype) -> ControlNetModel:
+    try:
+        controlnet = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"render.controlnet: {name} cannot be loaded ({error!s:.300})") from error
+    return controlnet.to(device).eval().requires_grad_(False)
+
+
+def _check_fit(controlnet: ControlNetModel, pipeline: StableDiffusionPipeline, name: str) -> None:
+    for key in ("cross_attention_dim", "block_out_channels", "in_channels"):
+        need, got = pipeline.unet.config[key], controlnet.config[key]
+        if need != got:
+            raise ValueError(f"render.controlnet: need {key} {need} of the base model, {name} has {got}")
+
+
+# --- detectors
+
+
+def _canny(image: Image.Image, low_threshold: int, high_threshold: int) -> Image.Image:
+    """White edges on black. controlnet-aux's CannyDetector does the same, but on sides rounded to 64 px."""
+    import cv2
+
+    edges = cv2.Canny(np.asarray(image), low_threshold, high_threshold)
+    return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
+
+
+def _detector_class(name: str) -> tuple[Any, dict[str, Any]]:
+    """controlnet-aux's class for a detector's name, and the arguments that make it that detector."""
+    from controlnet_aux import LineartStandardDetector
+    from controlnet_aux.processor import MODEL_PARAMS, MODELS
+
+    known = {key: (entry["class"], MODEL_PARAMS[key]) for key, entry in MODELS.items() if key not in NOT_RUNNING}
+    known["lineart_standard"] = (LineartStandardDetector, {})
+    if name not in known:
+        raise ValueError(f"render.detector: need one of {', '.join(sorted(known))}, got {name!r}")
+    return known[name]
+
+
+@cache
+def _load_detector(name: str) -> Callable[[Image.Image, int], Image.Image]:
+    """A detector: a picture and the length of the short side to work on in pixels, to the condition."""
+    detector_class, arguments = _detector_class(name)
+    try:
+        detector = detector_class() if name in WITHOUT_DOWNLOAD else detector_class.from_pretrained(ANNOTATORS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"render.detector: {name} has to be downloaded and cannot be ({error!s:.200})") from error
+
+    def detect(image: Image.Image, short_side: int) -> Image.Image:
+        sizes = {"detect_resolution": short_side, "image_resolution": short_side}
+        if name == "lineart_standard":  # gives back the size it got
+            del sizes["image_resolution"]
+        condition: Image.Image = detector(image, **arguments, **sizes)
+        return condition
+
+    return detect
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Numpy's global generator seeded for a block: `shuffle` draws from it, and all trials need one condition."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -1,0 +1,267 @@
+"""Pictures to two scores: face similarity to reference photos, and prompt alignment. Knows no training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from evaluation.face import Face, FaceEncoder, References, embed_references, face_similarity
+from evaluation.pictures import find_pictures, read_picture
+from evaluation.prompt import ClipScorer, without_rare_token
+
+EVALUATOR_VERSION = "1"
+"""Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
+
+RARE_WORD = "sks"
+"""The word that stands for the person in most DreamBooth prompts."""
+
+NO_FACE_SIMILARITY = 0.0
+"""What a picture without a face counts in the mean: about what a stranger's face scores with a facenet encoder."""
+
+BATCH_SIZE = 16
+"""Pictures in memory at once."""
+
+GENERATED_FILE = re.compile(r"(?P<prompt_index>\d{3,})-(?P<seed>\d+)\.png")
+"""File names of `evaluation.generate`."""
+
+
+class Picture(Protocol):
+    """What can be scored; `evaluation.generate.GeneratedImage` is one."""
+
+    @property
+    def file(self) -> str:
+        """Name in the record."""
+        ...
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB."""
+        ...
+
+    @property
+    def prompt(self) -> str | None:
+        """What it should show, if that is to be scored."""
+        ...
+
+    @property
+    def seed(self) -> int | None:
+        """Seed it was generated from, if any."""
+        ...
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture of a folder."""
+
+    file: str
+    image: Image.Image
+    prompt: str | None = None
+    seed: int | None = None
+
+
+class ImageScore(BaseModel):
+    """One picture's scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    prompt: str | None = None
+    seed: int | None = None
+    face_similarity: float | None
+    """Cosine of the largest face to the reference, in [-1, 1]; null where there is no face."""
+    prompt_alignment: float | None
+    """Raw CLIP cosine in [-1, 1]; null without a prompt."""
+    num_faces: int
+    """Faces found in the picture."""
+    face_width: float | None = None
+    """Width of the largest face in pixels: small faces score lower for reasons other than likeness."""
+    face_probability: float | None = None
+    """The detector's confidence in the largest face, in [0, 1]."""
+    left_out: bool = False
+    """The picture is itself one of several reference photos and was compared with the mean of the others."""
+
+
+class Score(BaseModel):
+    """The scores of a set of pictures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    face_similarity: float
+    """Mean over all pictures, in [-1, 1]; one without a face counts 0."""
+    prompt_alignment: float | None
+    """Mean over all pictures, in [-1, 1]; null without prompts."""
+    num_images: int
+    num_faces: int
+    """Pictures with a face."""
+    face_encoder: str
+    """Weights and crop: scores of different encoders are not comparable."""
+    clip: str | None
+    images: list[ImageScore]
+
+
+def score_images(
+    images: Iterable[Picture],
+    references: References,
+    face_encoder: FaceEncoder,
+    clip: ClipScorer | None = None,
+    rare_token: str | None = RARE_WORD,
+) -> Score:
+    """Score pictures one by one against the reference photos and, with a CLIP model, against their prompts.
+
+    Args:
+        images: Pictures; with `clip`, each has a prompt.
+        references: The person's photos, embedded by the same encoder.
+        face_encoder: Finds and embeds the faces.
+        clip: Judge of prompt alignment, if that is wanted.
+        rare_token: Word(s) taken out of the prompts before CLIP reads them.
+
+    Raises:
+        ValueError: no pictures, a picture without a prompt where CLIP is asked, or references of another encoder.
+    """
+    if references.face_encoder != face_encoder.name:
+        raise ValueError(
+            f"references: made by {references.face_encoder!r}, pictures are scored by {face_encoder.name!r}"
+        )
+    scores: list[ImageScore] = []
+    for batch in _batches(images):
+        scores += _score_batch(batch, references, face_encoder, clip, rare_token)
+    if not scores:
+        raise ValueError("pictures: need 1 or more to score, got 0")
+    similarities = [NO_FACE_SIMILARITY if s.face_similarity is None else s.face_similarity for s in scores]
+    alignments = [s.prompt_alignment for s in scores if s.prompt_alignment is not None]
+    return Score(
+        face_similarity=sum(similarities) / len(scores),
+        prompt_alignment=sum(alignments) / len(alignments) if alignments else None,
+        num_images=len(scores),
+        num_faces=sum(score.num_faces > 0 for score in scores),
+        face_encoder=face_encoder.name,
+        clip=clip.name if clip else None,
+        images=scores,
+    )
+
+
+def score_folder(
+    images_dir: Path,
+    photos: Path | Sequence[Path],
+    face_encoder: FaceEncoder,
+    prompts: Path | None = None,
+    clip: ClipScorer | None = None,
+    rare_token: str | None = RARE_WORD,
+) -> Score:
+    """Score the pictures of any folder; see `read_prompts` for the prompts file.
+
+    A picture that is itself one of several photos is compared with the mean of the others: a folder scored against
+    itself says how alike real photos of the person are.
+
+    Args:
+        images_dir: Folder of jpg, png and webp pictures.
+        photos: Folder or files of the person.
+        face_encoder: Finds and embeds the faces.
+        prompts: Text file of prompts; needs `clip`.
+        clip: Judge of prompt alignment; asked only with `prompts`.
+        rare_token: Word(s) taken out of the prompts before CLIP reads them.
+
+    Raises:
+        ValueError: no pictures, a broken one, no face in any photo, or prompts that do not fit the pictures.
+    """
+    paths = find_pictures(images_dir)
+    texts: Sequence[str | None] = [None] * len(paths)
+    if prompts is not None:
+        if clip is None:
+            raise ValueError(f"prompts: {prompts} needs a CLIP model to be scored by")
+        texts = read_prompts(prompts, [path.name for path in paths])
+    references = embed_references(find_pictures(photos) if isinstance(photos, Path) else photos, face_encoder)
+    pictures = (
+        PictureFile(path.name, read_picture(path), text, _generated_seed(path.name))
+        for path, text in zip(paths, texts, strict=True)
+    )
+    return score_images(pictures, references, face_encoder, clip if prompts is not None else None, rare_token)
+
+
+def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
+    """The prompt of each picture, from a text file with a prompt a line; empty lines don't count.
+
+    One line serves all pictures. Pictures that `generate` named carry their prompt's index in their name, and the
+    lines are the prompts in the config's order. Any other pictures need a line each, in order of file name.
+
+    Raises:
+        ValueError: the file is missing, or its lines do not fit the pictures.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts: {file} cannot be read as text ({error})") from error
+    if len(lines) == 1:
+        return lines * len(names)
+    generated = [GENERATED_FILE.fullmatch(name) for name in names]
+    indices = [int(match["prompt_index"]) for match in generated if match]
+    if len(indices) == len(names) and lines and max(indices) < len(lines):
+        return [lines[index] for index in indices]
+    if len(lines) == len(names):
+        return lines
+    wanted = f"1 line or {len(names)} (a line a picture)"
+    if len(indices) == len(names):
+        wanted = f"1 line or {max(indices) + 1} and more (a line a prompt)"
+    raise ValueError(f"prompts: need {wanted} in {file}, got {len(lines)}")
+
+
+def _score_batch(
+    pictures: Sequence[Picture],
+    references: References,
+    encoder: FaceEncoder,
+    clip: ClipScorer | None,
+    rare_token: str | None,
+) -> list[ImageScore]:
+    images = [picture.image for picture in pictures]
+    alignments: list[float | None] = [None] * len(pictures)
+    if clip is not None:
+        prompts = [_clip_prompt(picture, rare_token) for picture in pictures]
+        alignments = list(clip.prompt_alignment(images, prompts))
+    return [
+        _image_score(picture, faces, alignment, references)
+        for picture, faces, alignment in zip(pictures, encoder.find_faces(images), alignments, strict=True)
+    ]
+
+
+def _clip_prompt(picture: Picture, rare_token: str | None) -> str:
+    if picture.prompt is None:
+        raise ValueError(f"{picture.file}: has no prompt to be aligned with")
+    return without_rare_token(picture.prompt, rare_token) if rare_token else picture.prompt
+
+
+def _image_score(
+    picture: Picture, faces: Sequence[Face], alignment: float | None, references: References
+) -> ImageScore:
+    others = references.excluding(picture.image)
+    reference = references.embedding if others is None else others
+    largest = faces[0] if faces else None
+    return ImageScore(
+        file=picture.file,
+        prompt=picture.prompt,
+        seed=picture.seed,
+        face_similarity=face_similarity(largest.embedding, reference) if largest else None,
+        prompt_alignment=alignment,
+        num_faces=len(faces),
+        face_width=largest.box[2] - largest.box[0] if largest else None,
+        face_probability=largest.probability if largest else None,
+        left_out=others is not None,
+    )
+
+
+def _batches(images: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Groups of pictures, so that a folder of thousands is never in memory at once."""
+    remaining = iter(images)
+    while batch := list(islice(remaining, BATCH_SIZE)):
+        yield batch
+
+
+def _generated_seed(name: str) -> int | None:
+    match = GENERATED_FILE.fullmatch(name)
+    return int(match["seed"]) if match else None
