@@ -21,8 +21,8 @@ longer run equal to the end of a run of s steps."""
 DIFFERENCES_FROM_DIFFUSERS: dict[str, str] = {
     "seed": "0 instead of none: a trial that cannot be repeated cannot be compared",
     "max_train_steps": "800 instead of one epoch: a sweep compares runs of known length",
-    "lr_warmup_steps": "0 instead of 500: upstream's constant schedule ignores it; constant_with_warmup should be asked for",
-    "center_crop": "subject.crop: a crop around the face, else the centre; upstream's random crop would defeat cached latents",
+    "lr_warmup_steps": "0 instead of 500: upstream's default schedule, constant, ignores it",
+    "center_crop": "always: around the face or the centre (subject.crop); random crops would defeat cached latents",
 }
 
 
@@ -45,7 +45,7 @@ class SubjectConfig(_Section):
     resolution: int = Field(default=512, ge=8, multiple_of=8)
     """Side of the square training pictures in pixels."""
     crop: Literal["face", "center"] = "face"
-    """`face`: a square around the face where the face encoder finds one, else the centre. `center`: always the centre."""
+    """`face`: a square around the face where the face encoder finds one, else the centre. `center`: the centre."""
     random_flip: bool = False
     """Train on mirrored pictures too, each with probability one half."""
 

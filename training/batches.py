@@ -1,0 +1,110 @@
+"""What a training step looks at: which pictures, which noise, which words. All drawn on the CPU from given seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from training.config import TrainConfig
+from training.dataset import Dataset, Latents
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B pictures, or with prior preservation 2B: B of the subject, then B of the class. Tensors on the CPU."""
+
+    latents: Tensor
+    """float32 [B, 4, h, w], one draw from each picture's distribution, not yet scaled."""
+    noise: Tensor
+    """float32 [B, 4, h, w], standard normal."""
+    timesteps: Tensor
+    """int64 [B] in [0, 1000), each picture its own."""
+    prompts: list[str]
+
+
+def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int, generator: torch.Generator) -> Batch:
+    """The batch number `micro_step` (from 0) of a run.
+
+    Which pictures it holds depends on seed and number alone; flips, latents, noise and timesteps come from
+    `generator`, in this order.
+    """
+    items = [photo for photo, repeats in enumerate(dataset.repeats) for _ in range(repeats)]
+    class_latents = dataset.class_latents if config.with_prior_preservation else None
+    epoch_length = len(items) if class_latents is None else max(len(items), config.num_class_images)
+    first = micro_step * config.train_batch_size
+    order = [
+        picture_at(position, epoch_length, config.seed) for position in range(first, first + config.train_batch_size)
+    ]
+    photos = [items[index % len(items)] for index in order]
+    prompts = [dataset.prompts[photo] for photo in photos]
+    mean, std = _instance_latents(dataset, photos, generator)
+    if class_latents is not None:
+        assert dataset.class_prompt is not None
+        pictures = [index % config.num_class_images for index in order]
+        mean = torch.cat([mean, class_latents.mean[pictures]])
+        std = torch.cat([std, class_latents.std[pictures]])
+        prompts += [dataset.class_prompt] * len(pictures)
+    latents = mean + std * torch.randn(mean.shape, generator=generator)
+    noise = torch.randn(mean.shape, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(mean),), generator=generator)
+    return Batch(latents, noise, timesteps, prompts)
+
+
+def picture_at(position: int, epoch_length: int, seed: int) -> int:
+    """Index in [0, epoch_length) of the picture at a position of the endless stream: each epoch its own shuffle."""
+    epoch, place = divmod(position, epoch_length)
+    return int(np.random.default_rng((seed, epoch)).permutation(epoch_length)[place])
+
+
+class PromptEncoder:
+    """Prompts to the UNet's conditioning; computed once a prompt where the text encoder is frozen."""
+
+    def __init__(self, base: StableDiffusionPipeline, trained: CLIPTextModel | None, device: torch.device) -> None:
+        self._tokenizer = base.tokenizer
+        self._frozen: CLIPTextModel = base.text_encoder
+        self._trained = trained
+        self._device = device
+        self._embeddings: dict[str, Tensor] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Float [B, 77, d] on the training device, with gradients to the text encoder where it trains."""
+        if self._trained is not None:
+            return _encode(self._trained, self._tokens(prompts).to(self._device))
+        for prompt in prompts:
+            if prompt not in self._embeddings:
+                with torch.no_grad():
+                    self._embeddings[prompt] = _encode(self._frozen, self._tokens([prompt]))[0].to(self._device)
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def _tokens(self, prompts: Sequence[str]) -> Tensor:
+        tokens: Tensor = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return tokens
+
+
+def _encode(text_encoder: CLIPTextModel, tokens: Tensor) -> Tensor:
+    hidden_states: Tensor = text_encoder(tokens).last_hidden_state
+    return hidden_states
+
+
+def _instance_latents(dataset: Dataset, photos: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    upright: Latents = dataset.latents
+    if dataset.flipped_latents is None:
+        return upright.mean[photos], upright.std[photos]
+    flip = (torch.rand(len(photos), generator=generator) < 0.5)[:, None, None, None]
+    mirrored = dataset.flipped_latents
+    return (
+        torch.where(flip, mirrored.mean[photos], upright.mean[photos]),
+        torch.where(flip, mirrored.std[photos], upright.std[photos]),
+    )

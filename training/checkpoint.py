@@ -1,0 +1,199 @@
+"""Checkpoint folders: whole or absent, verified when opened, readable by plain diffusers.
+
+checkpoint-200/
+  pytorch_lora_weights.safetensors      a LoRA with its adapter metadata, or
+  unet/, text_encoder/                  the trained modules of DreamBooth
+  checkpoint.json                       method, step, config, base model
+  training_state.safetensors            optimizer, schedule, random numbers; only in a trial's newest checkpoint
+  MANIFEST.json                         size and sha256 of every file above
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.atomic import sha256_of, whole_folder
+from training.config import DreamBoothConfig, LoraConfig, MethodConfig
+from training.methods import TrainedModules, pipeline_with_weights, save_weights
+from training.stable_diffusion import base_pipeline, choose_device
+
+STATE_FILE = "training_state.safetensors"
+MANIFEST_FILE = "MANIFEST.json"
+
+_FOLDER = re.compile(r"checkpoint-(?P<step>\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    dir: Path
+    method: str
+    """`lora` or `dreambooth`."""
+    step: int
+    """Optimizer steps taken."""
+    base_model: str
+    """What it was trained from, as it was given there."""
+    config: LoraConfig | DreamBoothConfig
+
+
+def save_checkpoint(
+    out_dir: Path,
+    config: LoraConfig | DreamBoothConfig,
+    modules: TrainedModules,
+    step: int,
+    base_model: str,
+    training_state: Mapping[str, Any],
+) -> Checkpoint:
+    """Write `out_dir/checkpoint-<step>` as a whole, then drop the training state of older checkpoints."""
+    folder = out_dir / f"checkpoint-{step}"
+    with whole_folder(folder) as part:
+        save_weights(config, modules, part)
+        record = {"method": config.method, "step": step, "base_model": base_model, "config": config.model_dump()}
+        (part / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
+        _save_tree(training_state, part / STATE_FILE)
+        (part / MANIFEST_FILE).write_text(json.dumps(_list_files(part), indent=2) + "\n")
+    for older, older_step in _checkpoint_folders(out_dir):
+        if older_step < step:
+            (older / STATE_FILE).unlink(missing_ok=True)
+    return Checkpoint(folder, config.method, step, base_model, config)
+
+
+def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkpoint:
+    """Read a checkpoint folder after comparing its weights with its manifest.
+
+    Args:
+        folder: the checkpoint.
+        base_model: where the base model lies on this machine, if elsewhere than where the checkpoint was made.
+
+    Raises:
+        ValueError: the folder is not whole: a file is missing, cut short or changed.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        _verify(folder, {name: entry for name, entry in manifest.items() if name != STATE_FILE})
+        record = json.loads((folder / "checkpoint.json").read_text())
+        config = TypeAdapter(MethodConfig).validate_python(record["config"])
+        return Checkpoint(folder, record["method"], int(record["step"]), base_model or record["base_model"], config)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint: {folder} is not whole: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"checkpoint: {folder} has a config of another version: {error.errors()[0]['msg']}") from error
+
+
+def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint of a trial from which training can go on; damaged ones are passed over."""
+    for folder, _ in sorted(_checkpoint_folders(Path(out_dir)), key=lambda pair: pair[1], reverse=True):
+        try:
+            checkpoint = open_checkpoint(folder, base_model)
+            load_training_state(checkpoint)
+        except ValueError:
+            continue
+        return checkpoint
+    return None
+
+
+def load_training_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What training needs besides the weights: optimizer, schedule and random numbers, on the CPU.
+
+    Raises:
+        ValueError: the checkpoint has no training state (an older one of its trial), or it is damaged.
+    """
+    try:
+        manifest = json.loads((checkpoint.dir / MANIFEST_FILE).read_text())
+        _verify(checkpoint.dir, {STATE_FILE: manifest[STATE_FILE]})
+    except (OSError, KeyError) as error:
+        raise ValueError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
+    state: dict[str, Any] = _load_tree(checkpoint.dir / STATE_FILE)
+    return state
+
+
+def load_pipeline(
+    checkpoint: Checkpoint | None,
+    base_model: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> StableDiffusionPipeline:
+    """A pipeline with a checkpoint's weights, or the base model itself for None; all modules are fresh copies.
+
+    Args:
+        checkpoint: from `train` or `open_checkpoint`.
+        base_model: hub id, folder or file of the base model on this machine.
+        device: default: the GPU where there is one.
+        dtype: default: float16 on a GPU, float32 on the CPU.
+    """
+    device = choose_device(device)
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    if checkpoint is None:
+        return base_pipeline(base_model, device, dtype)
+    return pipeline_with_weights(checkpoint.config, checkpoint.dir, base_model, device, dtype)
+
+
+def _checkpoint_folders(out_dir: Path) -> list[tuple[Path, int]]:
+    if not out_dir.is_dir():
+        return []
+    matches = ((folder, _FOLDER.fullmatch(folder.name)) for folder in out_dir.iterdir() if folder.is_dir())
+    return [(folder, int(match["step"])) for folder, match in matches if match]
+
+
+def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files
+    }
+
+
+def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, entry in manifest.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["size"] or sha256_of(file) != entry["sha256"]:
+            raise OSError(f"{name} is missing or not as it was written")
+
+
+def _save_tree(tree: Mapping[str, Any], file: Path) -> None:
+    """Nested dicts, lists, tensors and plain values as one safetensors file: tensors by number, the rest as JSON."""
+    tensors: dict[str, Tensor] = {}
+    outline = json.dumps(_take_tensors(tree, tensors))
+    save_file(tensors, file, metadata={"outline": outline})
+
+
+def _load_tree(file: Path) -> Any:
+    with safe_open(str(file), framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+        return _put_tensors(json.loads(stored.metadata()["outline"]), tensors)
+
+
+def _take_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        name = str(len(tensors))
+        tensors[name] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(tree, Mapping):  # as pairs: an optimizer's keys are integers, which JSON objects cannot have
+        return {"dict": [[key, _take_tensors(value, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [_take_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _put_tensors(outline: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(outline, list):
+        return [_put_tensors(value, tensors) for value in outline]
+    if isinstance(outline, dict) and "tensor" in outline:
+        return tensors[outline["tensor"]]
+    if isinstance(outline, dict):
+        return {key: _put_tensors(value, tensors) for key, value in outline["dict"]}
+    return outline

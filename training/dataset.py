@@ -1,0 +1,306 @@
+"""A subject prepared once a sweep: square photos, captions, class pictures and the VAE's view of both.
+
+Disk is the interface. `prepare_photos` and `encode_dataset` fill a folder, every trial reads it with `load_dataset`:
+
+    dataset.json               captions, sources and settings, written last
+    photos/000.png             square photos without metadata
+    class_images/00000.png     pictures of the class prompt by the untouched base model
+    latents.safetensors        mean and standard deviation of each photo's (and mirrored photo's) latents
+    class_latents.safetensors  the same of the class pictures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from training.atomic import sha256_of, write_whole
+from training.class_images import make_class_images
+from training.config import SubjectConfig
+from training.photos import (
+    Box,
+    check_photos,
+    crop_square,
+    find_photos,
+    load_photo,
+    num_repeats,
+    pixel_digest,
+    read_caption,
+)
+from training.stable_diffusion import base_model_fingerprint, choose_device, fresh_copy, load_base_model
+
+__all__ = [
+    "Box",
+    "Dataset",
+    "Latents",
+    "Photo",
+    "check_photos",
+    "encode_dataset",
+    "find_photos",
+    "load_dataset",
+    "load_photo",
+    "load_prepared_photos",
+    "prepare_photos",
+]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One prepared photo."""
+
+    file: str
+    """Name of the file it came from, relative to the photos folder."""
+    caption: str | None
+    """Text of its sidecar file; None where the instance prompt speaks for it."""
+    image: Image.Image
+    """RGB, resolution x resolution."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What the VAE says of N pictures: float32 [N, 4, height / 8, width / 8] each, not yet scaled.
+
+    Mean and standard deviation are kept rather than one draw, so that every step can draw anew as upstream does.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A prepared and encoded subject, as a trial reads it."""
+
+    dir: Path
+    base_model: str
+    instance_prompt: str
+    class_prompt: str | None
+    prompts: tuple[str, ...]
+    """What each photo is called: its own caption or the instance prompt."""
+    repeats: tuple[int, ...]
+    """How often an epoch shows each photo."""
+    latents: Latents
+    flipped_latents: Latents | None
+    """Of the mirrored photos, in the same order; None without `random_flip`."""
+    class_latents: Latents | None
+
+
+def prepare_photos(
+    subject: SubjectConfig, out_dir: str | Path, find_face: Callable[[Image.Image], Box | None] | None = None
+) -> None:
+    """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
+
+    Args:
+        subject: photos and how to cut them.
+        out_dir: the dataset folder.
+        find_face: gives the box of the face that counts in a picture, or None. Without it, or with `crop: center`,
+            squares are cut from the centre.
+
+    Raises:
+        ValueError: from `check_photos`.
+    """
+    out_dir = Path(out_dir)
+    if subject.crop == "center":
+        find_face = None
+    key = _photos_key(subject, with_faces=find_face is not None)
+    if _read_record(out_dir).get("key") == key and all(file.is_file() for file in _prepared_files(out_dir)):
+        return
+    photos = check_photos(subject)
+    (out_dir / "dataset.json").unlink(missing_ok=True)
+    shutil.rmtree(out_dir / "photos", ignore_errors=True)
+    (out_dir / "photos").mkdir(parents=True)
+    records = []
+    for number, path in enumerate(photos):
+        image = load_photo(path)
+        face = find_face(image) if find_face else None
+        square = crop_square(image, face, subject.resolution)
+        file = f"photos/{number:03d}.png"
+        square.save(out_dir / file)
+        records.append(
+            {
+                "file": file,
+                "source": path.relative_to(subject.photos).as_posix(),
+                "caption": read_caption(path),
+                "repeats": num_repeats(path),
+                "face": face and [round(float(edge), 1) for edge in face],
+                "pixels": pixel_digest(square),
+            }
+        )
+    record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
+    write_whole(out_dir / "dataset.json", json.dumps(record, indent=2) + "\n")
+
+
+def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
+    """The square photos of a prepared folder with their captions, in order."""
+    out_dir = Path(out_dir)
+    photos = []
+    for record in _need_record(out_dir)["photos"]:
+        with Image.open(out_dir / record["file"]) as image:
+            photos.append(Photo(record["source"], record["caption"], image.convert("RGB")))
+    return photos
+
+
+def encode_dataset(
+    out_dir: str | Path,
+    base_model: str,
+    *,
+    class_images: int = 0,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make the class pictures that are missing and encode all pictures with the base model's VAE.
+
+    What is there already and belongs to the same photos, class prompt and base model is kept, so a killed call
+    loses at most the batch it was at.
+
+    Args:
+        out_dir: a folder that `prepare_photos` filled.
+        base_model: whose VAE encodes and who draws the class pictures.
+        class_images: how many pictures of the class prompt prior preservation will need.
+        device: default: the GPU where there is one.
+        progress: called with (done, total) class pictures.
+
+    Raises:
+        ValueError: class pictures are wanted but the subject has no class prompt.
+    """
+    out_dir, device = Path(out_dir), choose_device(device)
+    record = _need_record(out_dir)
+    flip = bool(record["subject"]["random_flip"])
+    resolution = int(record["subject"]["resolution"])
+    key = _key("photos", base_model_fingerprint(base_model), flip, [photo["pixels"] for photo in record["photos"]])
+    if _latents_key(out_dir / "latents.safetensors") != key:
+        images = [photo.image for photo in load_prepared_photos(out_dir)]
+        named = _encode(images, base_model, device)
+        if flip:
+            mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+            named |= {f"flipped_{name}": tensor for name, tensor in _encode(mirrored, base_model, device).items()}
+        _save_latents(out_dir / "latents.safetensors", named, key, base_model)
+    if class_images:
+        class_prompt = _need_class_prompt(record)
+        files = make_class_images(
+            out_dir / "class_images", base_model, class_prompt, class_images, device=device, progress=progress
+        )
+        key = _key("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
+        if _latents_key(out_dir / "class_latents.safetensors") != key:
+            squares = [crop_square(load_photo(file), None, resolution) for file in files]
+            named = _encode(squares, base_model, device)
+            _save_latents(out_dir / "class_latents.safetensors", named, key, base_model)
+
+
+def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
+    """Read a prepared and encoded folder.
+
+    Args:
+        out_dir: the dataset folder.
+        base_model: where the base model lies on this machine, if elsewhere than where the folder was made.
+
+    Raises:
+        ValueError: the folder is not prepared, not encoded, or encoded from other photos.
+    """
+    out_dir = Path(out_dir)
+    record = _need_record(out_dir)
+    file = out_dir / "latents.safetensors"
+    if not file.is_file():
+        raise ValueError(f"dataset: no latents in {out_dir}; encode_dataset makes them")
+    with safe_open(str(file), framework="pt") as stored:
+        encoded_with = stored.metadata()["base_model"]
+    latents = _load_latents(file)
+    if len(latents.mean) != len(record["photos"]):
+        raise ValueError(f"dataset: {file} belongs to other photos than dataset.json; encode_dataset makes it anew")
+    class_file = out_dir / "class_latents.safetensors"
+    subject = record["subject"]
+    return Dataset(
+        dir=out_dir,
+        base_model=base_model or encoded_with,
+        instance_prompt=subject["instance_prompt"],
+        class_prompt=subject["class_prompt"],
+        prompts=tuple(photo["caption"] or subject["instance_prompt"] for photo in record["photos"]),
+        repeats=tuple(photo["repeats"] for photo in record["photos"]),
+        latents=latents,
+        flipped_latents=_load_latents(file, "flipped_") if subject["random_flip"] else None,
+        class_latents=_load_latents(class_file) if class_file.is_file() else None,
+    )
+
+
+def encode_image(vae: AutoencoderKL, image: Image.Image) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [4, h / 8, w / 8] of one RGB picture's latents, on the CPU in float32."""
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 255
+    pixels_1CHW = ((pixels - 0.5) / 0.5)[None].to(vae.device)  # noqa: N806 - the suffix names the axes
+    with torch.no_grad():
+        distribution = vae.encode(pixels_1CHW).latent_dist
+    return distribution.mean[0].float().cpu(), distribution.std[0].float().cpu()
+
+
+def _encode(images: Sequence[Image.Image], base_model: str, device: torch.device) -> dict[str, Tensor]:
+    vae = load_base_model(base_model).vae
+    if device.type != "cpu":
+        vae = fresh_copy(vae, device, torch.float32)
+    encoded = [encode_image(vae, image) for image in images]  # one by one: the result must not depend on a batch
+    return {"mean": torch.stack([mean for mean, _ in encoded]), "std": torch.stack([std for _, std in encoded])}
+
+
+def _save_latents(file: Path, named: dict[str, Tensor], key: str, base_model: str) -> None:
+    write_whole(file, save(named, metadata={"key": key, "base_model": base_model}))
+
+
+def _load_latents(file: Path, prefix: str = "") -> Latents:
+    with safe_open(str(file), framework="pt") as stored:
+        return Latents(stored.get_tensor(f"{prefix}mean"), stored.get_tensor(f"{prefix}std"))
+
+
+def _latents_key(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with safe_open(str(file), framework="pt") as stored:
+        return str(stored.metadata()["key"])
+
+
+def _photos_key(subject: SubjectConfig, *, with_faces: bool) -> str:
+    sources = [
+        (path.relative_to(subject.photos).as_posix(), sha256_of(path), read_caption(path))
+        for path in find_photos(subject.photos)
+    ]
+    return _key("v1", subject.model_dump(mode="json", exclude={"photos"}), with_faces, sources)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_record(out_dir: Path) -> dict[str, Any]:
+    file = out_dir / "dataset.json"
+    record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return record
+
+
+def _need_record(out_dir: Path) -> dict[str, Any]:
+    record = _read_record(out_dir)
+    if not record:
+        raise ValueError(f"dataset: {out_dir} holds no prepared photos (no dataset.json); prepare_photos makes it")
+    return record
+
+
+def _prepared_files(out_dir: Path) -> list[Path]:
+    return [out_dir / photo["file"] for photo in _read_record(out_dir)["photos"]]
+
+
+def _need_class_prompt(record: dict[str, Any]) -> str:
+    class_prompt: str | None = record["subject"]["class_prompt"]
+    if class_prompt is None:
+        raise ValueError(
+            "subject.class_prompt: prior preservation needs it (the instance prompt without the rare token)"
+        )
+    return class_prompt

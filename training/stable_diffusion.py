@@ -1,0 +1,251 @@
+"""The base model: loaded once a process, identified by its content, copied for whoever wants to change it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+# Bars for files that load in a second would tear the live table of a sweep apart.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+PICKLE_SUFFIXES = frozenset({".ckpt", ".bin", ".pt", ".pth", ".pkl"})
+CONFIG_AND_WEIGHT_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@functools.cache
+def load_base_model(base_model: str) -> StableDiffusionPipeline:
+    """The base model on the CPU in float32, frozen and in evaluation mode; loaded once and never to be changed.
+
+    Args:
+        base_model: a hub id, a local diffusers folder, or one `.safetensors` file in Stable Diffusion's original
+            layout. Such a file needs the small configs of its pipeline too: they are looked for in a folder of the
+            file's name without suffix, else asked of the hub.
+
+    Raises:
+        ValueError: there is no such model, it is a pickle, or it is not of Stable Diffusion 1.x's kind.
+    """
+    if Path(base_model).suffix == ".safetensors":
+        pipeline = _load_single_file(Path(base_model))
+    else:
+        pipeline = _load_folder(base_model, _local_folder(base_model))
+    _check_layout(base_model, pipeline)
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        module.requires_grad_(False).eval()
+    return pipeline
+
+
+def check_base_model(base_model: str) -> None:
+    """Refuse what can be seen to be no usable base model without loading or downloading it."""
+    path = Path(base_model)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise ValueError(
+            f"base_model: {base_model} is a pickle, which can run code when it is opened; convert it to .safetensors "
+            "first (load it once with diffusers' StableDiffusionPipeline.from_single_file where you trust it, then "
+            "save_pretrained) and name the folder or the .safetensors file here"
+        )
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise ValueError(f"base_model: no such file: {base_model}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"base_model: a single file must be .safetensors, got {base_model}")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise ValueError(f"base_model: {base_model} is no diffusers folder: it has no model_index.json")
+    if not path.exists() and not _looks_like_hub_id(base_model):
+        raise ValueError(f"base_model: no such file, folder or hub id: {base_model}")
+
+
+@functools.cache
+def base_model_fingerprint(base_model: str) -> str:
+    """Hex digest that changes when the base model's content does.
+
+    Of a file or folder: names and content of configs and weights. Of a hub id: the id and the commit it resolves to.
+    """
+    check_base_model(base_model)
+    path = Path(base_model)
+    if path.is_file():
+        return _digest_files(path.parent, [path])
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.is_file() and file.suffix in CONFIG_AND_WEIGHT_SUFFIXES)
+        return _digest_files(path, sorted(files))
+    commit = _local_folder(base_model).name
+    return hashlib.sha256(f"{base_model}@{commit}".encode()).hexdigest()
+
+
+def native_size(pipeline: StableDiffusionPipeline) -> int:
+    """Side in pixels of the pictures that the base model was trained on: 512 for Stable Diffusion 1.5."""
+    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+
+def training_noise_schedule(pipeline: StableDiffusionPipeline) -> DDPMScheduler:
+    """The base model's own noise levels and prediction type in the form that training needs."""
+    return DDPMScheduler.from_config(pipeline.scheduler.config)
+
+
+def shared_copy(module: ModuleT) -> ModuleT:
+    """A module tree of its own over the same storage: adapters may be put in, parameters replaced, nothing written."""
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in module.parameters()
+    }
+    return copy.deepcopy(module, memo)
+
+
+def place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype) -> None:
+    """Move a `shared_copy` to where it trains: frozen weights in `frozen_dtype`, trainable ones float32.
+
+    Trainable weights always leave the shared storage. They stay float32 under mixed precision because a bfloat16
+    weight cannot take a step of 1e-4 of its size.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(device, torch.float32, copy=True)
+        else:
+            parameter.data = parameter.data.to(device, frozen_dtype)
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, buffer.to(device))
+
+
+def fresh_copy(module: ModuleT, device: torch.device, dtype: torch.dtype) -> ModuleT:
+    """A copy that shares nothing with the base: whoever fuses adapters into it changes only the copy."""
+    module = shared_copy(module)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device, dtype, copy=True)
+    return module.to(device)
+
+
+def base_pipeline(
+    base_model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    unet: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+) -> StableDiffusionPipeline:
+    """A pipeline of fresh copies of the base model's modules; a `unet` or `text_encoder` given is taken as it is."""
+    base = load_base_model(base_model)
+    pipeline = StableDiffusionPipeline(
+        vae=fresh_copy(base.vae, device, dtype),
+        text_encoder=text_encoder or fresh_copy(base.text_encoder, device, dtype),
+        tokenizer=base.tokenizer,
+        unet=unet or fresh_copy(base.unet, device, dtype),
+        scheduler=type(base.scheduler).from_config(base.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, else the GPU where there is one, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_folder(base_model: str, folder: Path) -> StableDiffusionPipeline:
+    _check_model_index(base_model, folder)
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        if any(folder.rglob("*.bin")) and "safetensors" in str(error):
+            raise ValueError(
+                f"base_model: {base_model} holds its weights as pickles (.bin); load it once with diffusers where you "
+                "trust it and save it again with save_pretrained(..., safe_serialization=True)"
+            ) from error
+        raise ValueError(f"base_model: {base_model} does not load: {_first_line(error)}") from error
+
+
+def _load_single_file(file: Path) -> StableDiffusionPipeline:
+    check_base_model(str(file))
+    config = file.with_suffix("")
+    try:
+        return StableDiffusionPipeline.from_single_file(
+            str(file),
+            dtype=torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
+            **({"config": str(config), "local_files_only": True} if config.is_dir() else {}),
+        )
+    except (OSError, ValueError, KeyError, SingleFileComponentError) as error:
+        place_for_config = f"{config.name}/ beside the file, with the configs and tokenizer of its diffusers pipeline"
+        raise ValueError(
+            f"base_model: {file} does not load: {_first_line(error)} (without the hub it needs a folder "
+            f"{place_for_config})"
+        ) from error
+
+
+@functools.cache
+def _local_folder(base_model: str) -> Path:
+    """The folder of a local model, or the snapshot that the hub's cache holds after downloading."""
+    check_base_model(base_model)
+    if Path(base_model).is_dir():
+        return Path(base_model)
+    try:
+        return Path(StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"base_model: {base_model} is no local folder and could not be had from the hub: {_first_line(error)}"
+        ) from error
+
+
+def _check_model_index(base_model: str, folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    if "text_encoder_2" in index or "unet" not in index:
+        raise ValueError(
+            f"base_model: need a Stable Diffusion 1.x pipeline (one text encoder, one UNet), "
+            f"got {index.get('_class_name')} in {base_model}"
+        )
+
+
+def _check_layout(base_model: str, pipeline: StableDiffusionPipeline) -> None:
+    channels = pipeline.unet.config.in_channels
+    if channels != pipeline.vae.config.latent_channels:
+        raise ValueError(
+            f"base_model: the UNet must take the VAE's {pipeline.vae.config.latent_channels} latent channels, "
+            f"got {channels} in {base_model} (an inpainting or depth model?)"
+        )
+    prediction_type = pipeline.scheduler.config.prediction_type
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"base_model: prediction_type must be epsilon or v_prediction, got {prediction_type} in {base_model}"
+        )
+
+
+def _looks_like_hub_id(base_model: str) -> bool:
+    parts = base_model.split("/")
+    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
+
+
+def _digest_files(root: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
