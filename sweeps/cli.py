@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from evaluation.score import FolderScore
+    from evaluation.score import Score
     from sweeps.results import Results, Row
 
 app = typer.Typer(
@@ -133,10 +133,12 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score any folder of pictures by likeness to the photos and, with --prompts, by prompt alignment."""
-    from evaluation.prompt import parse_clip
+    from evaluation.face import load_face_encoder
+    from evaluation.prompt import load_clip, parse_clip
     from evaluation.score import score_folder
 
-    scored = score_folder(images, photos, prompts=prompts, face=face, clip=parse_clip(clip))
+    judge = load_clip(parse_clip(clip)) if prompts else None
+    scored = score_folder(images, photos, load_face_encoder(face), prompts, judge)
     if as_json:
         typer.echo(scored.model_dump_json(indent=1))
     else:
@@ -236,12 +238,12 @@ def _cells(row: Row) -> list[str]:
     return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, row.status]
 
 
-def _print_score(scored: FolderScore) -> None:
-    table = Table("file", "face similarity", "prompt alignment")
+def _print_score(scored: Score) -> None:
+    table = Table("file", "face similarity", *([] if scored.prompt_alignment is None else ["prompt alignment"]))
     for image in scored.images:
         similarity = "no face" if image.face_similarity is None else f"{image.face_similarity:.3f}"
-        alignment = "" if image.prompt_alignment is None else f"{image.prompt_alignment:.3f}"
-        table.add_row(image.file, similarity, alignment)
+        alignment = [] if image.prompt_alignment is None else [f"{image.prompt_alignment:.3f}"]
+        table.add_row(image.file, similarity, *alignment)
     Console().print(table)
     _say(
         f"face similarity {scored.face_similarity:.3f} by {scored.face_encoder}: mean of {scored.num_images} pictures, "

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from evaluation.config import RenderConfig
+from evaluation.generate import generation_dtype
 from evaluation.render import Render, check_render, contact_sheet, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.results import Row, path_in_run, read_results
-from sweeps.store import RunFolder, write_json
+from sweeps.store import BASE_TRIAL, RunFolder, write_json
 from training.checkpoint import load_pipeline, open_checkpoint
 
 BASE_COLUMN = "base model"
@@ -50,50 +53,41 @@ def render_run(
     columns: dict[str, list[Render]] = {}
     for name, row in [(BASE_COLUMN, None), *((f"{row.trial} @ {row.step}", row) for row in best)]:
         progress(name)
-        columns[name] = _render(run.dir, row, config.base_model, render)
-        _save(columns[name], render.references, run.renders_dir / (row.trial if row else "base"))
-    sheet = contact_sheet(
-        [path.stem for path in render.references],
-        {name: [picture.image for picture in pictures] for name, pictures in columns.items()},
-        references=[picture.reference for picture in columns[BASE_COLUMN]],
-        conditions=[picture.condition for picture in columns[BASE_COLUMN]],
-    )
+        columns[name] = _render(run.dir, row, config, render)
+        _save(columns[name], run.renders_dir / (row.trial if row else BASE_TRIAL))
     path = run.renders_dir / "sheet.png"
-    sheet.save(path)
+    contact_sheet(columns).save(path)
     _write_index(run, render, best)
     return path
 
 
 def render_config(config: SweepConfig, references: Sequence[Path] = ()) -> RenderConfig:
-    """The sweep's render section with its prompt filled in, or the default one for `references` given by hand.
+    """The sweep's render section, with `references` given by hand instead of its own.
 
     Raises:
         ValueError: there is no reference at all.
     """
     render = config.render or RenderConfig()
-    render = render.model_copy(
-        update={
-            "references": [path.resolve() for path in references] or render.references,
-            "prompt": render.prompt or config.subject.instance_prompt,
-        }
-    )
+    render = render.model_copy(update={"references": [path.resolve() for path in references] or render.references})
     if not render.references:
         raise ValueError("rendering needs a reference: name pictures under render.references or with --reference")
     return render
 
 
-def _render(run_dir: Path, row: Row | None, base_model: str, render: RenderConfig) -> list[Render]:
+def _render(run_dir: Path, row: Row | None, config: SweepConfig, render: RenderConfig) -> list[Render]:
     checkpoint = None
     if row is not None:
         assert row.checkpoint is not None, "only the base model has no checkpoint"
-        checkpoint = open_checkpoint(path_in_run(run_dir, row.checkpoint), base_model)
-    return render_references(load_pipeline(checkpoint, base_model), render)
+        checkpoint = open_checkpoint(path_in_run(run_dir, row.checkpoint), config.base_model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = load_pipeline(checkpoint, config.base_model, device=device, dtype=generation_dtype(device))
+    return render_references(pipeline, render, config.subject.instance_prompt)
 
 
-def _save(pictures: Sequence[Render], references: Sequence[Path], folder: Path) -> None:
+def _save(pictures: Sequence[Render], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for reference, picture in zip(references, pictures, strict=True):
-        picture.image.save(folder / f"{reference.stem}.png")
+    for picture in pictures:
+        picture.image.save(folder / f"{Path(picture.reference).stem}.png")
 
 
 def _write_index(run: RunFolder, render: RenderConfig, best: Sequence[Row]) -> None:
