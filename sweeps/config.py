@@ -71,6 +71,9 @@ class ResourcesConfig(_Section):
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """A whole number, or a part of one GPU. Default: 1 where the cluster has a GPU, else 0."""
 
+    autoscaling: bool = False
+    """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
+
     @field_validator("gpus_per_trial")
     @classmethod
     def _whole_or_part(cls, value: float | None) -> float | None:

@@ -252,22 +252,31 @@ def largest(space: MethodSpace, method: str, field: str) -> Any:
 # --- drawing -------------------------------------------------------------------------------------------------------
 
 
-def lengths(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
-    """The run lengths that stand for `config` when it is to be scored at `at_steps`.
-
-    Under a schedule that does not know the horizon one run serves all scoring points: its own length alone.
-    Under any other a checkpoint at step s differs from the end of a run of s steps, so each scoring point is a run.
-    """
-    if config.lr_scheduler in HORIZON_FREE_SCHEDULES:
-        return [config.max_train_steps]
-    return sorted({*(step for step in at_steps if step < config.max_train_steps), config.max_train_steps})
-
-
 def scoring_points(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
-    """The steps at which a trial of `config` is scored, in order; the last is its `max_train_steps`."""
+    """The steps at which a trial of `config` is scored, in order; the last is its `max_train_steps`.
+
+    Under a schedule that does not know the horizon a checkpoint at step s equals the end of a run of s steps, so one
+    run serves all points. Under any other it does not, and only the end of a run is a point.
+    """
+    last = config.max_train_steps
     if config.lr_scheduler not in HORIZON_FREE_SCHEDULES:
-        return [config.max_train_steps]
-    return sorted({*(step for step in at_steps if step < config.max_train_steps), config.max_train_steps})
+        return [last]
+    return sorted({*(step for step in at_steps if step < last), last})
+
+
+def open_length(space: MethodSpace, config: TrialConfig, at_steps: Sequence[int]) -> Choices | None:
+    """The run lengths to choose from where a schedule that knows the horizon meets a fixed `max_train_steps`.
+
+    Each scoring point is then a run of its own. A searched `max_train_steps` names its lengths itself.
+    """
+    if config.lr_scheduler in HORIZON_FREE_SCHEDULES or not _is_fixed(space.get("max_train_steps")):
+        return None
+    last = config.max_train_steps
+    return Choices(choices=tuple(sorted({*(step for step in at_steps if step < last), last})))
+
+
+def _is_fixed(value: Value) -> bool:
+    return not isinstance(value, Choices | Range)
 
 
 def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Chooser) -> TrialConfig:
@@ -277,16 +286,39 @@ def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Ch
     """
     names = tuple(methods)
     method = str(choose("method", Choices(choices=names))) if len(names) > 1 else names[0]
+    space = methods[method]
     values = {
         field: choose(f"{method}/{field}", value) if isinstance(value, Choices | Range) else value
-        for field, value in methods[method].items()
+        for field, value in space.items()
     }
     config = METHODS[method].model_validate(values)
-    options = lengths(config, at_steps)
-    if len(options) == 1:
+    lengths = open_length(space, config, at_steps)
+    if lengths is None:
         return config
-    steps = choose(f"{method}/length_of_{config.max_train_steps}", Choices(choices=tuple(options)))
+    steps = choose(f"{method}/max_train_steps", lengths)
     return METHODS[method].model_validate({**values, "max_train_steps": steps})
+
+
+def choices_made(config: TrialConfig) -> Chooser:
+    """The chooser that leads `draw` to `config` again.
+
+    It raises LookupError where the space does not hold the config's value (any more).
+    """
+
+    def choose(name: str, value: Choices | Range) -> Scalar:
+        made: Scalar = config.method if name == "method" else getattr(config, name.split("/")[1])
+        inside = made in value.choices if isinstance(value, Choices) else _contains(value, made)
+        if not inside:
+            raise LookupError(f"{name} {made!r} is outside of {value}")
+        return made
+
+    return choose
+
+
+def _contains(value: Range, number: Scalar) -> bool:
+    if not isinstance(number, int | float) or not value.low <= number <= value.high:
+        return False
+    return value.step is None or any(math.isclose(number, point) for point in value.points())
 
 
 def random_chooser(rng: random.Random) -> Chooser:
@@ -313,7 +345,8 @@ def grid(methods: Mapping[str, MethodSpace], at_steps: Sequence[int]) -> Iterato
         for combination in itertools.product(*options):
             values = dict(zip(space, combination, strict=True))
             config = METHODS[method].model_validate(values)
-            for steps in lengths(config, at_steps):
+            lengths = open_length(space, config, at_steps)
+            for steps in corners_of(config.max_train_steps if lengths is None else lengths):
                 yield METHODS[method].model_validate({**values, "max_train_steps": steps})
 
 

@@ -7,6 +7,7 @@ A write is whole or absent: temporary file, fsync, rename.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ class ScoredCheckpoint(BaseModel):
     num_images: int
     num_faces: int
     """Pictures in which a face was found."""
+    face_encoder: str | None = None
+    clip: str | None = None
+    """Names of the judges, with what their scores depend on."""
     image_scores: list[dict[str, Any]] = Field(default_factory=list)
     """One `ImageScore` a picture."""
 
@@ -62,8 +66,14 @@ class TrialRecord(BaseModel):
     checkpoints: list[ScoredCheckpoint] = Field(default_factory=list)
     """In the order of their steps."""
     seconds: float = 0.0
+    number: int = 0
+    """Its place in the search: the how-manieth question to the sampler it answers."""
     reason: str | None = None
     """Why it failed or was stopped."""
+    fault: Literal["trial", "machine"] | None = None
+    """Whose fault a failure was: the settings' own (not tried again) or the machine's (tried again by the next run)."""
+    started: str | None = None
+    """When its training began; None while it waits."""
     num_restarts: int = 0
     """How often the machine, not the trial, made it begin anew."""
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -72,7 +82,7 @@ class TrialRecord(BaseModel):
     @property
     def is_over(self) -> bool:
         """Has it ended, so that it is never run again?"""
-        return self.status != "running"
+        return self.status != "running" and self.fault != "machine"
 
 
 class RunFolder:
@@ -148,6 +158,33 @@ class RunFolder:
     def base(self) -> TrialRecord | None:
         """The base model's record."""
         return self.read(BASE_TRIAL)
+
+    def claim(self, part: str, key: str) -> None:
+        """Say what the run's scores depend on: `part` (photos, evaluation, base_model, judges) is `key`, for good.
+
+        Raises:
+            ValueError: the folder holds a sweep with another `part`.
+        """
+        claims = self.identity()
+        if claims.get(part, key) != key:
+            raise ValueError(
+                f"{self.dir}: holds a sweep with other {part.replace('_', ' ')}, whose scores cannot be compared; "
+                "choose another name in the sweep file or another --out"
+            )
+        if part not in claims:
+            write_json(self.identity_file, {**claims, part: key})
+
+    def identity(self) -> dict[str, str]:
+        """Everything claimed so far."""
+        if not self.identity_file.exists():
+            return {}
+        claims: dict[str, str] = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        return claims
+
+    def identity_key(self, *more: str) -> str:
+        """sha256 of everything claimed so far, and of `more`."""
+        text = json.dumps([self.identity(), *more], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

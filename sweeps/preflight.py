@@ -1,0 +1,327 @@
+"""What can be known before anything starts: the sweep's size, and everything that would make it fail later.
+
+`check_sweep` needs neither Ray nor a GPU; `check_cluster` asks a connected Ray whether it holds the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.config import SweepConfig
+from sweeps.search import listed_trials, num_planned
+from sweeps.space import TrialConfig, scoring_points
+from sweeps.store import RunFolder
+from training.config import LoraConfig
+
+BYTES_PER_PIXEL = 1.5
+"""Of a PNG of a photograph."""
+ADAM_STATE_FACTOR = 2
+"""AdamW keeps two numbers a trained one."""
+MANY_AT_ONCE = 8
+"""Trials that may keep an optimizer's state on disk at one time: a guess for clusters of unknown size."""
+FLOAT_BYTES = 4
+CHECKPOINT_OVERHEAD_BYTES = 100_000
+
+
+# --- without Ray ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """How many numbers a base model holds, by which checkpoints are measured."""
+
+    unet: int
+    text_encoder: int
+    unet_per_rank: int
+    """Numbers that one LoRA rank adds on the UNet's attention."""
+    text_encoder_per_rank: int
+    native_size: int
+    """Side of its pictures in pixels."""
+
+
+STABLE_DIFFUSION_15 = BaseSizes(859_520_964, 123_060_480, 199_296, 73_728, 512)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will take."""
+
+    config: SweepConfig
+    trials: tuple[TrialConfig, ...]
+    """The trials of a grid or random search; for the others, as many drawn at random to measure by."""
+    is_exact: bool
+    num_steps: int
+    """Training steps of all trials."""
+    num_checkpoints: int
+    """Scoring points of all trials, the base model's not counted."""
+    num_images: int
+    """Pictures to generate and score, the base model's counted."""
+    disk_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        config = self.config
+        about = "" if self.is_exact else "about "
+        stopping = ", fewer with early stopping" if config.search.early_stopping != "none" else ""
+        methods = ", ".join(config.methods)
+        return [
+            f"sweep     {config.name}: {methods}; {config.search.sampler} search, seed {config.search.seed}",
+            f"trials    {len(self.trials)}",
+            f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
+            f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures with the base's",
+            f"disk      about {readable_bytes(self.disk_bytes)}",
+        ]
+
+
+def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
+    """Check everything that this machine can, and measure the sweep.
+
+    Args:
+        config: the sweep.
+        weights_present: also ask for weights that would be fetched from the hub (a sweep for another machine may be
+            checked here).
+
+    Raises:
+        ValueError: the first thing that would not work.
+    """
+    from evaluation.face import check_face_encoder
+    from evaluation.prompt import check_clip
+    from evaluation.render import check_render
+    from training.photos import check_photos
+    from training.stable_diffusion import check_base_model
+
+    check_photos(config.subject)
+    check_base_model(config.base_model)
+    check_face_encoder(config.evaluation.face.encoder, weights_present=weights_present)
+    check_clip(config.evaluation.clip, weights_present=weights_present)
+    if config.render is not None:
+        check_render(config.render, weights_present=weights_present)
+    return plan_of(config)
+
+
+def plan_of(config: SweepConfig) -> Plan:
+    """Measure the sweep without looking at its photos."""
+    listed = config.search.sampler in ("grid", "random")
+    as_listed = config if listed else _drawn_at_random(config)
+    trials = tuple(listed_trials(as_listed))[: num_planned(config)]
+    sizes = base_sizes(config.base_model)
+    points = [scoring_points(trial, config.evaluation.at_steps) for trial in trials]
+    num_checkpoints = sum(map(len, points))
+    images_each = len(config.evaluation.prompts) * config.evaluation.images_per_prompt
+    num_images = images_each * (num_checkpoints + 1)
+    side = sizes.native_size
+    pixels = (config.evaluation.width or side) * (config.evaluation.height or side)
+    weights = sum(len(p) * checkpoint_bytes(trial, sizes) for p, trial in zip(points, trials, strict=True))
+    at_once = config.search.max_concurrent_trials or MANY_AT_ONCE
+    states = sorted(ADAM_STATE_FACTOR * checkpoint_bytes(trial, sizes) for trial in trials)[-at_once:]
+    return Plan(
+        config=config,
+        trials=trials,
+        is_exact=listed,
+        num_steps=sum(trial.max_train_steps for trial in trials),
+        num_checkpoints=num_checkpoints,
+        num_images=num_images,
+        disk_bytes=int(weights + sum(states) + num_images * pixels * BYTES_PER_PIXEL),
+    )
+
+
+def _drawn_at_random(config: SweepConfig) -> SweepConfig:
+    return config.model_copy(update={"search": config.search.model_copy(update={"sampler": "random"})})
+
+
+def checkpoint_bytes(trial: TrialConfig, sizes: BaseSizes) -> int:
+    """Size of one checkpoint's weights in float32."""
+    if isinstance(trial, LoraConfig):
+        per_rank = sizes.unet_per_rank + (sizes.text_encoder_per_rank if trial.train_text_encoder else 0)
+        numbers = trial.rank * per_rank
+    else:
+        numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
+    return FLOAT_BYTES * numbers + CHECKPOINT_OVERHEAD_BYTES
+
+
+def base_sizes(base_model: str) -> BaseSizes:
+    """Sizes of a local base model, read from the headers of its files; of any other, Stable Diffusion 1.5's."""
+    path = Path(base_model)
+    if path.is_dir():
+        unet = _shapes(_weight_files(path / "unet"))
+        text_encoder = _shapes(_weight_files(path / "text_encoder"))
+        native_size = _native_size(path)
+    elif path.is_file():
+        shapes = _shapes([path])
+        unet = {name: shape for name, shape in shapes.items() if name.startswith("model.diffusion_model.")}
+        text_encoder = {name: shape for name, shape in shapes.items() if name.startswith("cond_stage_model.")}
+        native_size = STABLE_DIFFUSION_15.native_size
+    else:
+        return STABLE_DIFFUSION_15
+    if not unet:
+        return STABLE_DIFFUSION_15
+    return BaseSizes(
+        unet=_count(unet.values()),
+        text_encoder=_count(text_encoder.values()),
+        unet_per_rank=_per_rank(unet, ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")),
+        text_encoder_per_rank=_per_rank(
+            text_encoder, ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
+        ),
+        native_size=native_size,
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The plain variant where a folder holds several (`fp16`, `non_ema`)."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if file.name.count(".") == 1] or files[:1]
+
+
+def _native_size(folder: Path) -> int:
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        return STABLE_DIFFUSION_15.native_size  # an estimate only: loading says what is wrong
+
+
+def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Tensor name -> shape, from safetensors headers: 8 bytes of length, then JSON."""
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        with path.open("rb") as file:
+            try:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, 100_000_000)))
+            except (struct.error, ValueError):
+                raise ValueError(f"base_model: {path} is not a whole safetensors file") from None
+        shapes.update({name: entry["shape"] for name, entry in header.items() if name != "__metadata__"})
+    return shapes
+
+
+def _count(shapes: Iterable[list[int]]) -> int:
+    total = 0
+    for shape in shapes:
+        numbers = 1
+        for side in shape:
+            numbers *= side
+        total += numbers
+    return total
+
+
+def _per_rank(shapes: dict[str, list[int]], endings: tuple[str, ...]) -> int:
+    return sum(sum(shape[:2]) for name, shape in shapes.items() if name.endswith(endings))
+
+
+def readable_bytes(count: float) -> str:
+    """`3.4 GB`, in powers of 1000 as disks are sold."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+# --- on this machine and its cluster --------------------------------------------------------------------------------
+
+
+def check_disk(plan: Plan, folder: RunFolder) -> None:
+    """Refuse a run folder that cannot be written or whose disk is too small for what is still to come."""
+    try:
+        folder.dir.mkdir(parents=True, exist_ok=True)
+        probe = folder.dir / f".probe-{uuid.uuid4().hex}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder.dir}: must be writable: {error.strerror}") from None
+    there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
+    needed = max(0, plan.disk_bytes - there)
+    free = shutil.disk_usage(folder.dir).free
+    if needed > free:
+        raise ValueError(
+            f"{folder.dir}: needs about {readable_bytes(needed)} of disk, {readable_bytes(free)} are free; "
+            "fewer trials or fewer evaluation.at_steps take less"
+        )
+
+
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""What Ray's cluster launcher leaves on the head of a cluster that grows on demand."""
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What one trial occupies, every default filled in."""
+
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where a trial computes."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def check_cluster(config: SweepConfig) -> TrialResources:
+    """Refuse what the connected Ray cluster does not have and will not get; Tune itself would wait for ever.
+
+    Raises:
+        ValueError: names what was asked and the most that any machine has.
+    """
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    grows = config.resources.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists()
+    gpus = config.resources.gpus_per_trial
+    if gpus is None:
+        gpus = 1 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0
+    wanted = TrialResources(config.resources.cpus_per_trial, gpus)
+    if grows or any(m.get("CPU", 0) >= wanted.cpus and m.get("GPU", 0) >= wanted.gpus for m in machines):
+        return wanted
+    for place, resource, asked in (("gpus_per_trial", "GPU", wanted.gpus), ("cpus_per_trial", "CPU", wanted.cpus)):
+        most = max((machine.get(resource, 0) for machine in machines), default=0)
+        if asked > most:
+            raise ValueError(
+                f"resources.{place}: a trial needs {asked:g} {resource}, the most on one machine here is {most:g}"
+            )
+    raise ValueError(
+        f"resources: a trial needs {wanted.cpus:g} CPU and {wanted.gpus:g} GPU on one machine, and no machine has both"
+    )
+
+
+def check_shared_folder(folder: RunFolder) -> None:
+    """Refuse a run folder that some machine of the cluster does not see.
+
+    Raises:
+        ValueError: names the machines.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    text = uuid.uuid4().hex
+    probe = folder.dir / f".probe-{text}"
+    probe.write_text(text)
+    read = ray.remote(num_cpus=0, max_retries=0)(_read_if_there)
+    try:
+        answers = ray.get(
+            [
+                read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(probe)
+                )
+                for node in nodes
+            ]
+        )
+    finally:
+        probe.unlink()
+    blind = [node["NodeManagerAddress"] for node, answer in zip(nodes, answers, strict=True) if answer != text]
+    if blind:
+        raise ValueError(f"{folder.dir}: must be a folder that every machine sees, and {', '.join(blind)} does not")
+
+
+def _read_if_there(path: str) -> str | None:
+    file = Path(path)
+    return file.read_text() if file.is_file() else None
