@@ -1,0 +1,263 @@
+"""Laws of the command line, called in this process: exit codes, messages, and the contract of `show --json`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from sweeps.cli import main
+from tests.sweeps.fake_run import build_run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of the command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def dreamsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The `dreamsweep` command."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dreamsweep", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        else:
+            code = 0
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_base: str, tiny_clip: str, photos: Path) -> dict[str, Any]:
+    """A sweep that passes its check, as plain values; its photos may be spoilt by the test."""
+    shutil.copytree(photos, tmp_path / "photos")
+    return {
+        "name": "ada",
+        "base_model": tiny_base,
+        "subject": {"photos": "photos", "instance_prompt": "a photo of sks woman", "resolution": 64},
+        "methods": {"lora": {"rank": {"choices": [2, 4]}, "learning_rate": 1e-4, "max_train_steps": 8}},
+        "search": {"sampler": "grid"},
+        "evaluation": {
+            "prompts": ["sks woman in a garden"],
+            "at_steps": [4, 8],
+            "face": {"encoder": "dlib"},
+            "clip": {"model": tiny_clip, "pretrained": None},
+        },
+    }
+
+
+def write(sweep: dict[str, Any], folder: Path) -> Path:
+    path = folder / "ada.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+def test_a_sound_sweep_passes_its_check(dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path) -> None:
+    """The sweep that the cases below spoil is sound, and `check` says how large it is."""
+    outcome = dreamsweep("check", write(sweep, tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert "trials    2" in outcome.out
+    assert "16 training steps" in outcome.out
+
+
+# What is set where, and what the message must name: the place and the value or law.
+MALFORMED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown section": ({"evalution": {}}, ["evalution", "evaluation"]),
+    "unknown setting": ({"methods.lora.rnk": 4}, ["methods.lora.rnk", "rank"]),
+    "unknown method": ({"methods.lokr": {"rank": 4}}, ["methods.lokr", "lora"]),
+    "rank of nothing": ({"methods.lora.rank": 0}, ["methods.lora.rank", "0"]),
+    "one bad choice": ({"methods.lora.rank": {"choices": [4, 0]}}, ["methods.lora.rank", "0"]),
+    "text for a number": ({"methods.lora.learning_rate": "fast"}, ["methods.lora.learning_rate", "fast"]),
+    "logarithm of zero": (
+        {"methods.lora.learning_rate": {"low": 0, "high": 1e-3, "log": True}, "search.sampler": "random"},
+        ["methods.lora.learning_rate"],
+    ),
+    "empty range": (
+        {"methods.lora.learning_rate": {"low": 1e-3, "high": 1e-4}, "search.sampler": "random"},
+        ["methods.lora.learning_rate", "0.001"],
+    ),
+    "grid over a range": ({"methods.lora.learning_rate": {"low": 1e-5, "high": 1e-4}}, ["learning_rate", "grid"]),
+    "name that escapes": ({"name": "../../escape"}, ["name", "../../escape"]),
+    "no scoring point": ({"evaluation.at_steps": []}, ["evaluation.at_steps"]),
+    "unreachable scoring point": ({"evaluation.at_steps": [4, 900]}, ["evaluation.at_steps", "900"]),
+    "prior without a class": (
+        {"methods.lora.with_prior_preservation": True},
+        ["with_prior_preservation", "class_prompt"],
+    ),
+    "unknown sampler": ({"search.sampler": "bayes"}, ["search.sampler", "bayes"]),
+    "one and a half GPUs": ({"resources.gpus_per_trial": 1.5}, ["resources.gpus_per_trial", "1.5"]),
+    "pickled base model": ({"base_model": "model.ckpt"}, ["base_model", "model.ckpt", "safetensors"]),
+    "absent base model": ({"base_model": "./nowhere"}, ["base_model", "nowhere"]),
+    "absent photos": ({"subject.photos": "nowhere"}, ["photos", "nowhere"]),
+    "absent face encoder": ({"evaluation.face.encoder": "./weights.safetensors"}, ["weights.safetensors"]),
+    "unknown CLIP model": ({"evaluation.clip": {"model": "ViT-Z", "pretrained": "openai"}}, ["ViT-Z"]),
+    "CLIP without weights": ({"evaluation.clip": {"model": "ViT-B-32", "pretrained": None}}, ["ViT-B-32"]),
+    "absent reference": ({"render.references": ["mona.jpg"]}, ["mona.jpg"]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_sweep_is_refused_in_words(
+    dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path, case: str
+) -> None:
+    """Exit 2, one or two lines that name the place and the value, no traceback, and nothing written."""
+    changes, named = MALFORMED[case]
+    for place, value in changes.items():
+        *sections, key = place.split(".")
+        section = sweep
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = value
+    outcome = dreamsweep("run", write(sweep, tmp_path), "--out", tmp_path / "runs")
+    assert_refused(outcome, named)
+    assert not (tmp_path / "runs").exists()
+
+
+TEXTS = {
+    "no YAML": ("name: [ada\n", ["ada.yaml", "line"]),
+    "no mapping": ("- name\n- ada\n", ["ada.yaml", "mapping"]),
+    "a key twice": ("name: ada\nname: bob\n", ["ada.yaml", "name", "line 2"]),
+    "an empty file": ("", ["ada.yaml"]),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_file_that_is_no_sweep_is_refused_in_words(dreamsweep: Command, tmp_path: Path, case: str) -> None:
+    """The message names the file and what is wrong with it."""
+    text, named = TEXTS[case]
+    path = tmp_path / "ada.yaml"
+    path.write_text(text)
+    assert_refused(dreamsweep("check", path), named)
+
+
+def _break(folder: Path) -> None:
+    photo = folder / "photo_0.jpg"
+    photo.write_bytes(photo.read_bytes()[:400])
+
+
+def _repeat(folder: Path) -> None:
+    with Image.open(folder / "photo_1.png") as image:
+        image.save(folder / "again.png")
+
+
+def _thin_out(folder: Path) -> None:
+    for photo in sorted(folder.iterdir())[2:]:
+        photo.unlink()
+
+
+def _pretend(folder: Path) -> None:
+    (folder / "letter.jpg").write_text("Dear Ada")
+
+
+def _shrink(folder: Path) -> None:
+    Image.new("RGB", (3, 3)).save(folder / "dot.png")
+
+
+def _blow_up(folder: Path) -> None:
+    Image.new("1", (12_000, 12_000)).save(folder / "poster.png")
+
+
+SPOILT_PHOTOS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "a broken photo": (_break, ["photo_0.jpg"]),
+    "two copies of a photo": (_repeat, ["photo_1.png", "again.png"]),
+    "too few photos": (_thin_out, ["photos", "2"]),
+    "a letter called jpg": (_pretend, ["letter.jpg"]),
+    "a tiny photo": (_shrink, ["dot.png", "3x3"]),
+    "an enormous photo": (_blow_up, ["poster.png"]),
+    "no photo at all": (lambda folder: [path.unlink() for path in folder.iterdir()] and None, ["photos"]),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT_PHOTOS)
+def test_a_bad_photo_is_refused_by_name(dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path, case: str) -> None:
+    """Exit 2 before anything starts; the message names the file."""
+    spoil, named = SPOILT_PHOTOS[case]
+    spoil(tmp_path / "photos")
+    assert_refused(dreamsweep("run", write(sweep, tmp_path), "--out", tmp_path / "runs"), named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["show", "nowhere"], ["nowhere"]),
+        (["report", "nowhere"], ["nowhere"]),
+        (["export", "nowhere", "dest"], ["nowhere"]),
+        (["render", "nowhere"], ["nowhere"]),
+        (["score", "nowhere", "--photos", "nowhere", "--face", "dlib"], ["nowhere"]),
+        (["check", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["check", "nowhere.yaml", "--set", "rank"], ["nowhere.yaml"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_is_not_there_is_named(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], named: list[str]
+) -> None:
+    """Every verb refuses a path that does not exist, by its name."""
+    monkeypatch.chdir(tmp_path)
+    assert_refused(dreamsweep(*arguments), named)
+
+
+def assert_refused(outcome: Outcome, named: list[str]) -> None:
+    assert outcome.code == 2, outcome
+    assert 1 <= len(outcome.err.strip().splitlines()) <= 2, outcome.err
+    assert "Traceback" not in outcome.err
+    assert [name for name in named if name not in outcome.err] == [], outcome.err
+
+
+CONTRACT = {
+    "trial",
+    "method",
+    "rank",
+    "learning_rate",
+    "step",
+    "seed",
+    "status",
+    "face_similarity",
+    "prompt_alignment",
+    "num_images",
+    "num_faces",
+    "checkpoint",
+}
+
+
+def test_show_prints_the_contract(dreamsweep: Command, tmp_path: Path) -> None:
+    """`show --json` is a list, best first, an object per scored checkpoint, the base model with nulls."""
+    run = build_run(tmp_path / "ada", num_trials=4)
+    outcome = dreamsweep("show", run, "--json")
+    assert outcome.code == 0
+    rows = json.loads(outcome.out)
+    assert all(row.keys() >= CONTRACT for row in rows)
+    assert len(rows) == 4 * 3 + 1
+    (base,) = [row for row in rows if row["method"] == "base"]
+    assert (base["step"], base["rank"], base["learning_rate"], base["checkpoint"]) == (0, None, None, None)
+    assert all((run / row["checkpoint"]).is_relative_to(run) for row in rows if row["checkpoint"])
+    assert {row["method"] for row in rows if row["rank"] is None} == {"base", "dreambooth"}
+
+
+def test_show_names_the_champion_with_its_rule(dreamsweep: Command, tmp_path: Path) -> None:
+    """Wherever a champion is named, the rule stands beside it."""
+    outcome = dreamsweep("show", build_run(tmp_path / "ada", num_trials=4), "--top", 3)
+    assert outcome.code == 0
+    assert "champion: " in outcome.out
+    assert "rule: the highest face similarity among checkpoints whose prompt alignment" in outcome.out
