@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
-from sweeps.intervals import Difference, Interval, bootstrap_interval, paired_difference
+from sweeps.intervals import MIN_PICTURES_FOR_VERDICT, Difference, Interval, bootstrap_interval, paired_difference
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord, write_bytes
 
 COLUMNS = (
@@ -208,7 +208,11 @@ def best_checkpoint_entry(
 
 @dataclass(frozen=True)
 class Champion:
-    """The rule's answer: the winning row, or None and the reason; differences are paired over pictures."""
+    """The rule's answer: the winning row, or None and the reason.
+
+    Differences are paired over pictures; their intervals hold for all checkpoints together, since the champion was
+    chosen among them.
+    """
 
     row: Row | None
     rule: str
@@ -247,7 +251,7 @@ def champion(rows: Iterable[Row], rule: ChampionConfig) -> Champion:
         )
     winner = able[0]
     runner_up = next((row for row in able if row.trial != winner.trial), None)
-    versus_base = compare_face_similarity(winner, base)
+    versus_base = compare_face_similarity(winner, base, len(trained))
     if any(row.num_faces for row in trained):
         caveats += _caveats_against_base(winner, base, versus_base)
     return Champion(
@@ -260,7 +264,7 @@ def champion(rows: Iterable[Row], rule: ChampionConfig) -> Champion:
         ),
         runner_up=runner_up,
         versus_base=versus_base,
-        versus_runner_up=compare_face_similarity(winner, runner_up) if runner_up else None,
+        versus_runner_up=compare_face_similarity(winner, runner_up, len(trained)) if runner_up else None,
         caveats=tuple(caveats),
         is_finding=not caveats and versus_base.verdict == "higher",
     )
@@ -279,9 +283,12 @@ def _caveats_of_all(trained: Sequence[Row], base: Row | None) -> list[str]:
         ]
     if not trained or base is None:
         return []
-    verdicts = {compare_face_similarity(row, base).verdict for row in trained}
+    verdicts = {compare_face_similarity(row, base, len(trained)).verdict for row in trained}
     if verdicts == {"unknown"}:
-        return ["too few pictures for an interval: how far any checkpoint is from the base model is not known"]
+        return [
+            f"too few pictures (a verdict needs {MIN_PICTURES_FOR_VERDICT} a checkpoint): whether any checkpoint "
+            "differs from the base model is not known"
+        ]
     if "higher" not in verdicts:
         return [
             "no checkpoint is measurably more like the person than the base model (the interval of every difference "
@@ -307,9 +314,9 @@ def base_row(rows: Iterable[Row]) -> Row | None:
     return next((row for row in rows if row.is_base), None)
 
 
-def compare_face_similarity(a: Row, b: Row) -> Difference:
+def compare_face_similarity(a: Row, b: Row, num_comparisons: int = 1) -> Difference:
     """Face similarity of a minus b, paired over the pictures that both made; a picture without a face counts 0.0."""
-    return paired_difference(_face_similarities(a), _face_similarities(b))
+    return paired_difference(_face_similarities(a), _face_similarities(b), num_comparisons)
 
 
 def compare_prompt_alignment(a: Row, b: Row) -> Difference:
@@ -317,11 +324,11 @@ def compare_prompt_alignment(a: Row, b: Row) -> Difference:
     return paired_difference(_prompt_alignments(a), _prompt_alignments(b))
 
 
-def _face_similarities(row: Row) -> dict[object, float]:
+def _face_similarities(row: Row) -> dict[str, float]:
     return {image.key: image.face_similarity or 0.0 for image in row.image_scores}
 
 
-def _prompt_alignments(row: Row) -> dict[object, float]:
+def _prompt_alignments(row: Row) -> dict[str, float]:
     return {image.key: image.prompt_alignment for image in row.image_scores if image.prompt_alignment is not None}
 
 

@@ -136,7 +136,7 @@ def entry(
     prompt_alignment: float | None = 0.3,
     *,
     trial: str = "t",
-    num_images: int = 4,
+    num_images: int = 8,
     num_faces: int | None = None,
     spread: float = 0.0,
 ) -> dict[str, Any]:
