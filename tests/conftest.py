@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+install_import_hook("training.loss", "beartype.beartype")  # shapes are checked in tests and free in production
 
 
 @pytest.fixture(scope="session")
