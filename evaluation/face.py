@@ -48,8 +48,9 @@ MTCNN_CROP_SIZE = 160
 MTCNN_MIN_PROBABILITY = 0.9
 """facenet-pytorch's own bound for a face worth keeping. MTCNN returns boxes from 0.7 up; those between are mostly
 hands and folds of cloth."""
-DLIB_MIN_SCORE = 0.0
-"""dlib's own bound on its detector's score (a distance to the margin, without upper end)."""
+DLIB_MIN_SCORE = 0.25
+"""Bound on the score of dlib's detector (a distance to the margin, without upper end). dlib's own is 0; what lies just
+above it are false alarms of a face's size, and the largest face counts."""
 EMBEDDING_BATCH_SIZE = 16
 
 
@@ -327,7 +328,7 @@ class DlibEncoder:
     """
 
     name = (
-        f"dlib (ResNet 128-d; frontal detector upsampled once, 5 landmarks, chip 150 px, "
+        f"dlib (ResNet 128-d; frontal detector upsampled once, score {DLIB_MIN_SCORE} up, 5 landmarks, chip 150 px, "
         f"sides {DETECTION_SHORT_SIDE}-{DETECTION_LONG_SIDE} px)"
     )
 
@@ -428,7 +429,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError) as error:
         raise ValueError(
             f"face encoder: {path} is not a readable file of weights; fetch it anew ({error!s:.200})"
         ) from error

@@ -14,7 +14,7 @@ MAX_MEGAPIXELS = 100
 GRID_GAP = 8
 GRID_FONT_SIZE = 15
 GRID_LABEL_LINES = 3
-GRID_ROW_LABEL_WIDTH = 160
+GRID_ROW_LABEL_WIDTH = 200
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -77,7 +77,8 @@ def grid(
 
     font = ImageFont.load_default(GRID_FONT_SIZE)
     line_height = GRID_FONT_SIZE + 4
-    left = GRID_ROW_LABEL_WIDTH if any(row_labels) else GRID_GAP
+    label_width = min(GRID_ROW_LABEL_WIDTH, max(int(font.getlength(label)) + 1 for label in row_labels))
+    left = label_width + 2 * GRID_GAP
     column_texts = [_wrap(label, font, width) for label, width in zip(column_labels, widths, strict=True)]
     top = GRID_GAP + line_height * max(len(text) for text in column_texts)
     size = (left + sum(widths) + GRID_GAP * len(widths), top + sum(heights) + GRID_GAP * len(heights))
@@ -89,7 +90,7 @@ def grid(
         x += width + GRID_GAP
     y = top
     for row, label, height in zip(cells, row_labels, heights, strict=True):
-        text = _wrap(label, font, left - 2 * GRID_GAP, max(1, height // line_height))
+        text = _wrap(label, font, label_width, max(1, height // line_height))
         pen.multiline_text((GRID_GAP, y), "\n".join(text), fill="black", font=font, spacing=4)
         x = left
         for image, width in zip(row, widths, strict=True):

@@ -169,8 +169,9 @@ def check_clip(config: ClipConfig, *, weights_present: bool = True) -> None:
         return
     tags = open_clip.list_pretrained_tags_by_model(config.model)
     if config.pretrained not in tags:
+        nearest = ", ".join(get_close_matches(config.pretrained, tags, cutoff=0.3) or tags[:3])
         raise ValueError(
-            f"CLIP pretrained: need a file or a tag of {config.model} ({', '.join(tags)}), got {config.pretrained!r}"
+            f"CLIP pretrained: need a file or a tag of {config.model}, got {config.pretrained!r} (near: {nearest})"
         )
     if weights_present:
         _fetch(open_clip.get_pretrained_cfg(config.model, config.pretrained), config)

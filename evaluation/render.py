@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def check_render(config: RenderConfig, *, weights_present: bool = True) -> None:
         raise ValueError(
             f"render: need low_threshold <= high_threshold, got {config.low_threshold} > {config.high_threshold}"
         )
-    _detector_class(config.detector)
+    if config.detector != "canny":
+        _detector_class(config.detector)
     for reference in config.references:
         read_picture(reference)
     if not config.references:
@@ -176,7 +178,7 @@ def _load_controlnet(name: str, device: str, dtype: torch.dtype) -> ControlNetMo
     try:
         controlnet = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"render.controlnet: {name} cannot be loaded ({error!s:.300})") from error
+        raise ValueError(f"render.controlnet: {name} is neither here nor to be downloaded ({error!s:.200})") from error
     return controlnet.to(device).eval().requires_grad_(False)
 
 
@@ -200,8 +202,10 @@ def _canny(image: Image.Image, low_threshold: int, high_threshold: int) -> Image
 
 def _detector_class(name: str) -> tuple[Any, dict[str, Any]]:
     """controlnet-aux's class for a detector's name, and the arguments that make it that detector."""
-    from controlnet_aux import LineartStandardDetector
-    from controlnet_aux.processor import MODEL_PARAMS, MODELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing it warns of every optional package and registered model
+        from controlnet_aux import LineartStandardDetector
+        from controlnet_aux.processor import MODEL_PARAMS, MODELS
 
     known = {key: (entry["class"], MODEL_PARAMS[key]) for key, entry in MODELS.items() if key not in NOT_RUNNING}
     known["lineart_standard"] = (LineartStandardDetector, {})

@@ -147,6 +147,9 @@ def build_controlnet(folder: str | Path, base: str | Path, seed: int = 0) -> Pat
         for name, parameter in controlnet.named_parameters():
             if not parameter.any():  # a fresh ControlNet starts from zeros and changes nothing
                 torch.nn.init.normal_(parameter, std=0.3 if name.endswith("weight") else 0.01)
+        with torch.no_grad():
+            for parameter in controlnet.controlnet_cond_embedding.parameters():
+                parameter.mul_(3)  # so that it looks at the condition more than at the noise
     controlnet.save_pretrained(str(folder))
     return Path(folder)
 
