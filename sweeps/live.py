@@ -117,6 +117,10 @@ class Board:
             self.status(record),
         )
 
+    def progress(self) -> str:
+        """Trials ended, of all."""
+        return f"{self.num_ended}/{self._num_planned}"
+
     def headline(self) -> str:
         """One line on the whole sweep."""
         left = self.seconds_left()
@@ -188,7 +192,7 @@ class Display:
             self._live.update(self._table(), refresh=True)
 
     def _line(self, record: TrialRecord) -> str:
-        line = f"[{self._board.num_ended}] {record.trial}  {self._board.status(record)}"
+        line = f"[{self._board.progress()}] {record.trial}  {self._board.status(record)}"
         if record.status == "failed":
             return f"{line}  {record.reason}"
         if record.checkpoints:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,6 +257,8 @@ class TrialResources:
 
     cpus: float
     gpus: float
+    at_once: int
+    """Trials that run at one time."""
 
     @property
     def device(self) -> str:
@@ -272,22 +275,32 @@ def check_cluster(config: SweepConfig) -> TrialResources:
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grows = config.resources.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists()
-    gpus = config.resources.gpus_per_trial
+    cpus, gpus = config.resources.cpus_per_trial, config.resources.gpus_per_trial
     if gpus is None:
         gpus = 1 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0
-    wanted = TrialResources(config.resources.cpus_per_trial, gpus)
-    if grows or any(m.get("CPU", 0) >= wanted.cpus and m.get("GPU", 0) >= wanted.gpus for m in machines):
-        return wanted
-    for place, resource, asked in (("gpus_per_trial", "GPU", wanted.gpus), ("cpus_per_trial", "CPU", wanted.cpus)):
+    capacity = sum(_room(machine, cpus, gpus) for machine in machines)
+    if config.resources.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists():
+        capacity = max(capacity, MANY_AT_ONCE)
+    if capacity == 0:
+        raise ValueError(_refusal(machines, cpus, gpus))
+    return TrialResources(cpus, gpus, min(capacity, config.search.max_concurrent_trials or capacity))
+
+
+def _room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Trials that fit on a machine at one time."""
+    by_cpu = math.floor(machine.get("CPU", 0) / cpus + 1e-6)
+    if not gpus:
+        return by_cpu
+    per_gpu = math.floor(1 / gpus + 1e-6) if gpus < 1 else 1 / gpus  # parts of one trial never lie on two GPUs
+    return min(by_cpu, math.floor(machine.get("GPU", 0) * per_gpu + 1e-6))
+
+
+def _refusal(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> str:
+    for place, resource, asked in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
         most = max((machine.get(resource, 0) for machine in machines), default=0)
         if asked > most:
-            raise ValueError(
-                f"resources.{place}: a trial needs {asked:g} {resource}, the most on one machine here is {most:g}"
-            )
-    raise ValueError(
-        f"resources: a trial needs {wanted.cpus:g} CPU and {wanted.gpus:g} GPU on one machine, and no machine has both"
-    )
+            return f"resources.{place}: a trial needs {asked:g} {resource}, the most on one machine here is {most:g}"
+    return f"resources: a trial needs {cpus:g} CPU and {gpus:g} GPU on one machine, and no machine has both"
 
 
 def check_shared_folder(folder: RunFolder) -> None:

@@ -48,7 +48,7 @@ from sweeps.preflight import (
     check_sweep,
 )
 from sweeps.results import read_results, write_results_csv
-from sweeps.search import LedgerSearcher, num_planned
+from sweeps.search import LedgerSearcher, is_complete, num_planned
 from sweeps.space import config_hash, largest
 from sweeps.store import RunFolder, TrialRecord, write_bytes
 from sweeps.trial import SweepTrial, explain_failure, prepare_run, prepare_subject, report_of
@@ -92,13 +92,18 @@ def run_sweep(
         folder.claim("evaluation", evaluation_key(config))
         write_bytes(folder.sweep_file, resolved_yaml(config).encode())
         check_disk(plan, folder)
-        with _ray_session(address, console), _ending_on_signals(folder):
-            resources = check_cluster(config)
-            check_shared_folder(folder)
-            _prepare(config, folder, resources, console)
-            _run_trials(config, folder, resources, console)
+        if not is_complete(config, folder):
+            _run_on_ray(config, folder, address, console)
         write_results_csv(read_results(folder.dir))
     return folder.dir
+
+
+def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
+    with _ray_session(address, console), _ending_on_signals(folder):
+        resources = check_cluster(config)
+        check_shared_folder(folder)
+        _prepare(config, folder, resources, console)
+        _run_trials(config, folder, resources, console)
 
 
 def photos_key(subject: SubjectConfig) -> str:
@@ -214,9 +219,11 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         folder,
         key=lambda trial: folder.identity_key(config_hash(trial)),
         extra={"run_dir": str(folder.dir), "cpus": resources.cpus, "gpus": resources.gpus},
+        at_once=resources.at_once,
         changed=board.put,
     )
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
     with display.shown():
         tune.run(
             SweepTrial,
@@ -228,7 +235,6 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
             metric="champion_score",
             mode="max",
             max_failures=MAX_MACHINE_FAILURES,
-            max_concurrent_trials=config.search.max_concurrent_trials,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
             callbacks=[LedgerKeeper(folder, display, board, Gauges(config.name))],

@@ -264,6 +264,12 @@ def lesson(record: TrialRecord, config: SweepConfig, base_prompt_alignment: floa
     return best
 
 
+def is_complete(config: SweepConfig, folder: RunFolder) -> bool:
+    """Has the ledger all trials that the sweep asks for, every one ended?"""
+    records = folder.trials()
+    return all(record.is_over for record in records) and len(records) >= num_planned(config)
+
+
 class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
     """Ray Tune's searcher: first the ledger's trials that have not ended, then new ones up to the sweep's number.
 
@@ -272,6 +278,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         folder: its run folder, base model's row included.
         key: what makes two trials of one config the same: see `TrialRecord.key`.
         extra: put beside `trial` and `config` into what the Trainable gets.
+        at_once: trials to have with Ray at one time; more would be asked for before there are scores to learn from.
         changed: called with each record this writes.
     """
 
@@ -281,10 +288,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         folder: RunFolder,
         key: Callable[[TrialConfig], str],
         extra: dict[str, Any],
+        at_once: int,
         changed: Callable[[TrialRecord], None],
     ) -> None:
         super().__init__(metric="face_similarity", mode="max")
-        self._config, self._folder, self._key, self._extra, self._changed = config, folder, key, extra, changed
+        self._config, self._folder, self._key, self._extra = config, folder, key, extra
+        self._at_once, self._changed = at_once, changed
         base = folder.base()
         assert base is not None, "the base model is scored before trials are chosen"
         self._base_prompt_alignment = base.checkpoints[0].prompt_alignment
@@ -299,7 +308,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         self._running: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial for Tune's `trial_id`; `FINISHED` when there are no more."""
+        """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
+        if len(self._running) >= self._at_once:
+            return None
         record = self._unfinished.pop(0) if self._unfinished else self._new_trial()
         if record is None:
             return str(Searcher.FINISHED)
