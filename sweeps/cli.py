@@ -7,6 +7,7 @@ Torch, Ray and diffusers are imported inside the verbs, so that `--help`, `check
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -255,6 +256,8 @@ def _print_score(scored: Score) -> None:
 
 def main() -> None:
     """Entry point of the `dreamsweep` command: exceptions become exit codes."""
+    # On a machine without a GPU it warns of a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except ValueError as error:
