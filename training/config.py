@@ -7,9 +7,9 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -18,11 +18,15 @@ HORIZON_FREE_SCHEDULES: frozenset[str] = frozenset({"constant", "constant_with_w
 """Schedules whose value at a step does not depend on `max_train_steps`: only there is a checkpoint at step s of a
 longer run equal to the end of a run of s steps."""
 
+_POLYNOMIAL_END = 1e-7
+"""Where diffusers' polynomial schedule ends."""
+
 DIFFERENCES_FROM_DIFFUSERS: dict[str, str] = {
     "seed": "0 instead of none: a trial that cannot be repeated cannot be compared",
     "max_train_steps": "800 instead of one epoch: a sweep compares runs of known length",
     "lr_warmup_steps": "0 instead of 500: upstream's default schedule, constant, ignores it",
     "center_crop": "always: around the face or the centre (subject.crop); random crops would defeat cached latents",
+    "image_interpolation_mode": "lanczos for both methods, as in the LoRA script; the full script resizes bilinearly",
 }
 
 
@@ -75,6 +79,21 @@ class TrainConfig(_Section):
     prior_loss_weight: float = Field(default=1.0, ge=0)
     num_class_images: int = Field(default=100, ge=1)
     snr_gamma: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _polynomial_has_room_to_fall(self) -> Self:
+        if self.lr_scheduler == "polynomial":
+            if self.learning_rate <= _POLYNOMIAL_END:
+                raise ValueError(
+                    f"learning_rate: a polynomial schedule falls to {_POLYNOMIAL_END}, so it must start above that, "
+                    f"got {self.learning_rate}"
+                )
+            if self.lr_warmup_steps >= self.max_train_steps:
+                raise ValueError(
+                    f"lr_warmup_steps: a polynomial schedule needs fewer than max_train_steps "
+                    f"({self.max_train_steps}), got {self.lr_warmup_steps}"
+                )
+        return self
 
 
 class LoraConfig(TrainConfig):

@@ -1,0 +1,181 @@
+"""The prepared subject: a cache that equals a fresh computation, made once and only when something changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+from training import class_images
+from training.config import SubjectConfig
+from training.dataset import Dataset, encode_dataset, load_dataset, load_prepared_photos, prepare_photos
+
+
+def mtimes(folder: Path) -> dict[str, int]:
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()
+    }
+
+
+@pytest.fixture
+def own_subject(subject: SubjectConfig, tmp_path: Path) -> SubjectConfig:
+    """The subject with a photos folder that a test may change."""
+    folder = shutil.copytree(subject.photos, tmp_path / "photos")
+    return subject.model_copy(update={"photos": folder, "random_flip": False})
+
+
+def test_cached_latents_equal_a_fresh_encode(dataset: Dataset, tiny_base: str) -> None:
+    """Mean and deviation of every photo and its mirror image, by torchvision's transforms and a VAE loaded anew."""
+    vae = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae")
+    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    assert dataset.flipped_latents is not None
+    for number, photo in enumerate(load_prepared_photos(dataset.dir)):
+        pixels = transform(photo.image)[None]
+        for latents, picture in ((dataset.latents, pixels), (dataset.flipped_latents, pixels.flip(-1))):
+            with torch.no_grad():
+                fresh = vae.encode(picture).latent_dist
+            torch.testing.assert_close(latents.mean[number], fresh.mean[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(latents.std[number], fresh.std[0], rtol=0, atol=1e-5)
+
+
+def test_class_pictures_are_encoded_too(dataset: Dataset) -> None:
+    """As many as were asked for, of the photos' size, all different."""
+    assert dataset.class_latents is not None
+    assert dataset.class_latents.mean.shape == (4, 4, 8, 8)
+    assert len({tuple(mean.flatten().tolist()) for mean in dataset.class_latents.mean}) == 4
+
+
+def test_preparing_again_does_nothing(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """No file of the dataset is touched by a second call."""
+    out = tmp_path / "dataset"
+    for _ in range(2):
+        before = mtimes(out) if out.exists() else None
+        prepare_photos(own_subject, out)
+        encode_dataset(out, tiny_base, class_images=2, device="cpu")
+    assert mtimes(out) == before
+
+
+def test_a_changed_subject_is_prepared_anew(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """A new caption, another photo or another size: the cache follows, and nothing stale is loaded."""
+    out = tmp_path / "dataset"
+    prepare_photos(own_subject, out)
+    encode_dataset(out, tiny_base, device="cpu")
+    latents = load_file(out / "latents.safetensors")
+
+    (own_subject.photos / "photo_1.txt").write_text("sks woman in a garden")
+    prepare_photos(own_subject, out)
+    encode_dataset(out, tiny_base, device="cpu")
+    assert load_dataset(out).prompts[:2] == ("a photo of sks woman", "sks woman in a garden")
+    assert torch.equal(load_file(out / "latents.safetensors")["mean"], latents["mean"])
+
+    (own_subject.photos / "photo_0.jpg").unlink()
+    prepare_photos(own_subject, out)
+    assert len(list((out / "photos").iterdir())) == 5
+    with pytest.raises(ValueError, match="other photos"):
+        load_dataset(out)
+    encode_dataset(out, tiny_base, device="cpu")
+    assert torch.equal(load_dataset(out).latents.mean, latents["mean"][1:])
+
+
+def test_missing_class_pictures_alone_are_drawn(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """After a kill, or when a trial wants more of them, what is there stays."""
+    out = tmp_path / "dataset"
+    prepare_photos(own_subject, out)
+    seen: list[tuple[int, int]] = []
+    encode_dataset(out, tiny_base, class_images=3, device="cpu")
+    before = mtimes(out / "class_images")
+    (out / "class_images" / "00001.png").unlink()
+    encode_dataset(out, tiny_base, class_images=4, device="cpu", progress=lambda *done: seen.append(done))
+    after = mtimes(out / "class_images")
+    assert {name for name in after if after[name] != before.get(name)} == {"00001.png", "00003.png"}
+    assert seen == [(4, 4)]
+    latents = load_dataset(out).class_latents
+    assert latents is not None
+    assert len(latents.mean) == 4
+
+
+def test_a_kill_while_drawing_class_pictures_loses_one_batch(
+    own_subject: SubjectConfig, tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are kept as they are made, and the rest are the pictures an undisturbed call makes."""
+    monkeypatch.setattr(class_images, "_BATCH_SIZE", 1)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    for name in ("killed", "undisturbed"):
+        prepare_photos(own_subject, tmp_path / name)
+    with pytest.raises(KeyboardInterrupt):
+        encode_dataset(tmp_path / "killed", tiny_base, class_images=3, device="cpu", progress=interrupt)
+    kept = mtimes(tmp_path / "killed" / "class_images")
+    assert len(kept) == 3  # two pictures and their record
+    for name in ("killed", "undisturbed"):
+        encode_dataset(tmp_path / name, tiny_base, class_images=3, device="cpu")
+    assert kept.items() <= mtimes(tmp_path / "killed" / "class_images").items()
+    for picture in ("00000.png", "00001.png", "00002.png"):
+        first, second = (
+            (tmp_path / name / "class_images" / picture).read_bytes() for name in ("killed", "undisturbed")
+        )
+        assert first == second
+
+
+def test_class_pictures_of_another_prompt_are_not_used(
+    own_subject: SubjectConfig, tiny_base: str, tmp_path: Path
+) -> None:
+    """They belong to one class prompt and one base model; without a class prompt there are none."""
+    out = tmp_path / "dataset"
+    pictures = []
+    for class_prompt in ("a photo of a woman", "a drawing of a man"):
+        prepare_photos(own_subject.model_copy(update={"class_prompt": class_prompt}), out)
+        encode_dataset(out, tiny_base, class_images=1, device="cpu")
+        pictures.append((out / "class_images" / "00000.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    prepare_photos(own_subject.model_copy(update={"class_prompt": None}), out)
+    with pytest.raises(ValueError, match=r"subject\.class_prompt"):
+        encode_dataset(out, tiny_base, class_images=1, device="cpu")
+
+
+def test_faces_are_cut_out_where_they_are_found(own_subject: SubjectConfig, tmp_path: Path) -> None:
+    """The injected finder sees upright photos; `crop: center` does not ask it."""
+    seen = []
+
+    def find_face(image: Image.Image) -> tuple[float, float, float, float] | None:
+        seen.append(image.size)
+        return (0.0, 0.0, 20.0, 20.0) if len(seen) % 2 else None
+
+    small = own_subject.model_copy(update={"resolution": 32})
+    prepare_photos(small, tmp_path / "face", find_face)
+    assert seen == [(96, 80)] * 6
+    prepare_photos(small, tmp_path / "none")
+    prepare_photos(small.model_copy(update={"crop": "center"}), tmp_path / "center", find_face)
+    assert len(seen) == 6
+    squares = {
+        name: [np.asarray(photo.image) for photo in load_prepared_photos(tmp_path / name)]
+        for name in ("face", "none", "center")
+    }
+    for number, (face, none, center) in enumerate(zip(*squares.values(), strict=True)):
+        assert np.array_equal(none, center)
+        assert np.array_equal(face, none) == bool(number % 2)
+
+
+def test_what_is_not_prepared_is_refused(own_subject: SubjectConfig, tmp_path: Path) -> None:
+    """Each missing stage is named with the function that makes it."""
+    with pytest.raises(ValueError, match="prepare_photos"):
+        load_dataset(tmp_path)
+    prepare_photos(own_subject, tmp_path / "dataset")
+    with pytest.raises(ValueError, match="encode_dataset"):
+        load_dataset(tmp_path / "dataset")
+
+
+def test_the_base_may_lie_elsewhere_on_this_machine(dataset: Dataset) -> None:
+    """A dataset remembers the base it was encoded with, and a path given here wins."""
+    assert load_dataset(dataset.dir).base_model == dataset.base_model
+    assert load_dataset(dataset.dir, "/models/base").base_model == "/models/base"
