@@ -270,7 +270,7 @@ def _load_face_encoder(encoder: str, device: str) -> FaceEncoder:
     if Path(encoder).is_dir():
         from evaluation.drawn_face import DrawnFaceEncoder
 
-        drawn: FaceEncoder = DrawnFaceEncoder.from_folder(Path(encoder))
+        drawn: FaceEncoder = DrawnFaceEncoder.from_folder(Path(encoder), device)
         return drawn
     if encoder in PRETRAINED_FILES:
         return FacenetEncoder(_pretrained_file(encoder), encoder, device)

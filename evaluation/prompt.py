@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.config import ClipConfig
+from evaluation.hub import hub_answers
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -190,6 +191,7 @@ def _fetch(source: dict[str, Any], config: ClipConfig) -> None:
     """Let open_clip download the weights, if they are not in its cache."""
     from open_clip.pretrained import download_pretrained
 
+    hub_answers()  # settles whether it may be asked
     try:
         download_pretrained(source)
     except OSError as error:
@@ -219,11 +221,13 @@ def _load_clip(config: ClipConfig, device: str) -> ClipScorer:
     import open_clip
 
     check_clip(config)
-    tag = open_clip.get_pretrained_cfg(config.model, config.pretrained or "")
+    brings_weights = config.model.startswith((LOCAL_DIR, HF_HUB))
+    pretrained = None if brings_weights else config.pretrained
+    tag = open_clip.get_pretrained_cfg(config.model, pretrained or "")
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
             config.model,
-            config.pretrained,
+            pretrained,
             device=device,
             # OpenAI's and some other weights were trained with another GELU than their model's file says. open_clip
             # only warns; the cosines would be wrong.

@@ -23,6 +23,7 @@ from PIL import Image
 
 from evaluation.config import RenderConfig
 from evaluation.generate import run_pipeline, starting_noise
+from evaluation.hub import hub_answers
 from evaluation.pictures import grid, read_picture
 
 SIZE_MULTIPLE = 8
@@ -175,6 +176,8 @@ def load_controlnet(name: str, device: torch.device | str, dtype: torch.dtype) -
 
 @cache
 def _load_controlnet(name: str, device: str, dtype: torch.dtype) -> ControlNetModel:
+    if not Path(name).is_dir():
+        hub_answers()  # settles whether it may be asked
     try:
         controlnet = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -218,6 +221,8 @@ def _detector_class(name: str) -> tuple[Any, dict[str, Any]]:
 def _load_detector(name: str) -> Callable[[Image.Image, int], Image.Image]:
     """A detector: a picture and the length of the short side to work on in pixels, to the condition."""
     detector_class, arguments = _detector_class(name)
+    if name not in WITHOUT_DOWNLOAD:
+        hub_answers()  # settles whether it may be asked
     try:
         detector = detector_class() if name in WITHOUT_DOWNLOAD else detector_class.from_pretrained(ANNOTATORS)
     except (OSError, ValueError) as error:

@@ -196,3 +196,22 @@ def test_half_precision_is_for_gpus() -> None:
     """CPUs generate in float32."""
     assert generation_dtype("cpu") == torch.float32
     assert generation_dtype(torch.device("cuda", 0)) == torch.float16
+
+
+def test_a_checkpoints_pipeline_leaves_the_cached_base_alone(tiny_base: str) -> None:
+    """Pictures with a LoRA differ from the base's; generating with either changes no weight of the cached base."""
+    from peft import LoraConfig
+
+    from training.checkpoint import load_pipeline
+    from training.stable_diffusion import load_base_model
+
+    before = weights_hash(load_base_model(tiny_base))
+    base = load_pipeline(None, tiny_base, device="cpu")
+    tuned = load_pipeline(None, tiny_base, device="cpu")
+    tuned.unet.add_adapter(
+        LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    )
+    images = pixels(list(generate(base, config())))
+    assert np.abs(images - pixels(list(generate(tuned, config())))).max() > 1
+    assert np.array_equal(images, pixels(list(generate(base, config()))))
+    assert weights_hash(load_base_model(tiny_base)) == before
