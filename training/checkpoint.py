@@ -99,7 +99,7 @@ def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Che
     for folder, _ in sorted(_checkpoint_folders(Path(out_dir)), key=lambda pair: pair[1], reverse=True):
         try:
             checkpoint = open_checkpoint(folder, base_model)
-            load_training_state(checkpoint)
+            _verify_training_state(checkpoint)
         except ValueError:
             continue
         return checkpoint
@@ -112,11 +112,7 @@ def load_training_state(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint has no training state (an older one of its trial), or it is damaged.
     """
-    try:
-        manifest = json.loads((checkpoint.dir / MANIFEST_FILE).read_text())
-        _verify(checkpoint.dir, {STATE_FILE: manifest[STATE_FILE]})
-    except (OSError, KeyError) as error:
-        raise ValueError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
+    _verify_training_state(checkpoint)
     state: dict[str, Any] = _load_tree(checkpoint.dir / STATE_FILE)
     return state
 
@@ -155,6 +151,14 @@ def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files
     }
+
+
+def _verify_training_state(checkpoint: Checkpoint) -> None:
+    try:
+        manifest = json.loads((checkpoint.dir / MANIFEST_FILE).read_text())
+        _verify(checkpoint.dir, {STATE_FILE: manifest[STATE_FILE]})
+    except (OSError, KeyError) as error:
+        raise ValueError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
 
 
 def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:

@@ -75,6 +75,8 @@ class TrainConfig(_Section):
     lr_num_cycles: int = Field(default=1, ge=1)
     lr_power: float = Field(default=1.0, gt=0)
     train_text_encoder: bool = False
+    text_encoder_learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Where the text encoder trains; default: `learning_rate`, the one rate that upstream has for both."""
     with_prior_preservation: bool = False
     prior_loss_weight: float = Field(default=1.0, ge=0)
     num_class_images: int = Field(default=100, ge=1)

@@ -41,7 +41,12 @@ class TrainedModules:
     def parameters(self) -> list[nn.Parameter]:
         """The weights that train, all float32: the UNet's, then the text encoder's."""
         modules = [self.unet] if self.text_encoder is None else [self.unet, self.text_encoder]
-        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+        return [parameter for module in modules for parameter in trainable(module)]
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of a module that an optimizer may change."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def copy_for_training(
@@ -109,7 +114,7 @@ def _without_remarks_on_absent_parts() -> Iterator[None]:
 def _add_adapters(config: LoraConfig, base_model: str) -> tuple[UNet2DConditionModel, CLIPTextModel | None]:
     base = load_base_model(base_model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         unet = shared_copy(base.unet)
         unet.add_adapter(_adapter(config, UNET_TARGETS))
         if not config.train_text_encoder:

@@ -29,7 +29,7 @@ from training.checkpoint import Checkpoint, load_training_state, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig
 from training.dataset import Dataset
 from training.loss import dreambooth_loss, prediction_target
-from training.methods import TrainedModules, copy_for_training
+from training.methods import TrainedModules, copy_for_training, trainable
 from training.stable_diffusion import choose_device, load_base_model, training_noise_schedule
 
 
@@ -238,8 +238,12 @@ def _optimizer(config: TrainConfig, modules: TrainedModules) -> torch.optim.Opti
         from bitsandbytes.optim import AdamW8bit as AdamW  # an optional extra
     else:
         from torch.optim import AdamW
+    groups: list[dict[str, Any]] = [{"params": trainable(modules.unet)}]
+    if modules.text_encoder is not None:
+        rate = config.text_encoder_learning_rate or config.learning_rate
+        groups.append({"params": trainable(modules.text_encoder), "lr": rate})
     optimizer: torch.optim.Optimizer = AdamW(
-        modules.parameters(),
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,

@@ -52,7 +52,7 @@ UPSTREAM_LORA = UPSTREAM | {
 }
 UPSTREAM_DREAMBOOTH = UPSTREAM | {"learning_rate": 5e-6, "snr_gamma": None, "image_interpolation_mode": "bilinear"}
 
-OURS_ALONE = {"method", "photos", "rare_token", "crop", "random_flip", "lora_alpha"}
+OURS_ALONE = {"method", "photos", "rare_token", "crop", "random_flip", "lora_alpha", "text_encoder_learning_rate"}
 """Fields without a flag upstream; `lora_alpha` defaults to the rank, which is what upstream's LoRA script fixes."""
 
 

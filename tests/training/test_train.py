@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -323,6 +324,26 @@ def test_a_lora_at_step_0_is_the_base(mixed_precision: str, tiny_base: str) -> N
     assert torch.equal(*pictures)
 
 
+def test_closing_the_generator_frees_the_trials_modules(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing holds on to a trial that was given up, and the checkpoint it left is whole."""
+    alive = []
+
+    def remember(*arguments: object) -> TrainedModules:
+        modules = copy_for_training(*arguments)  # type: ignore[arg-type]
+        alive.append(weakref.ref(modules.unet))
+        return modules
+
+    monkeypatch.setattr(training.train, "copy_for_training", remember)
+    checkpoints = train(LORA, dataset, [1], out_dir=tmp_path, device="cpu")
+    checkpoint = next(checkpoints)
+    assert alive[0]() is not None
+    checkpoints.close()
+    assert alive[0]() is None
+    assert open_checkpoint(checkpoint.dir) == checkpoint
+
+
 # --- precision -------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +379,46 @@ def test_what_the_machine_cannot_train_is_refused_at_once(monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=r"dreamsweep\[adam8bit\]"):
         check_training(LORA.model_copy(update={"use_8bit_adam": True}), "cpu")
     check_training(LORA.model_copy(update={"mixed_precision": "bf16"}), "cpu")
+
+
+def test_the_text_encoder_may_have_a_learning_rate_of_its_own(dataset: Dataset, tiny_base: str, tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by its rate: each module by its own, by one rate where none is given."""
+    config = DREAMBOOTH.model_copy(
+        update={"learning_rate": 1e-5, "lr_scheduler": "constant", "adam_weight_decay": 0.0, "max_train_steps": 1}
+    )
+    for rate, expected in ((1e-3, 1e-3), (None, 1e-5)):
+        own = config.model_copy(update={"text_encoder_learning_rate": rate})
+        checkpoint = last(train(own, dataset, [], out_dir=tmp_path / str(rate), device="cpu"))
+        after = copy_for_training(own, tiny_base, CPU, checkpoint.dir)
+        before = copy_for_training(own, tiny_base, CPU)
+        for module, step in (("unet", 1e-5), ("text_encoder", expected)):
+            pairs = zip(getattr(after, module).parameters(), getattr(before, module).parameters(), strict=True)
+            assert max((a - b).abs().max().item() for a, b in pairs) == pytest.approx(step, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mixed_precision", ["no", "fp16", "bf16"])
+@BOTH
+def test_a_gpu_trains_in_every_precision_and_goes_on(
+    config: LoraConfig | DreamBoothConfig, mixed_precision: str, dataset: Dataset, tiny_base: str, tmp_path: Path
+) -> None:
+    """Losses stay near the CPU's, an interrupted run near an uninterrupted one, and pictures come out."""
+    config = config.model_copy(update={"mixed_precision": mixed_precision})
+    on_cpu: dict[int, float] = {}
+    plain = config.model_copy(update={"mixed_precision": "no", "lora_dropout": 0.0})
+    last(train(plain, dataset, [], out_dir=tmp_path / "cpu", device="cpu", on_step=on_cpu.__setitem__))
+    on_gpu: dict[int, float] = {}
+    for _ in range(2):
+        resume = latest_checkpoint(tmp_path / "gpu")
+        checkpoints = train(
+            config, dataset, [2], resume, out_dir=tmp_path / "gpu", device="cuda", on_step=on_gpu.__setitem__
+        )
+        checkpoint = next(checkpoints)
+        checkpoints.close()
+    assert on_gpu[1] == pytest.approx(on_cpu[1], rel=0.05)
+    assert on_gpu.keys() == on_cpu.keys()
+    assert load_pipeline(checkpoint, tiny_base, device="cuda")("sks", num_inference_steps=2).images[0].size == (64, 64)
 
 
 # --- steps, order, refusals ------------------------------------------------------------------------------------
