@@ -29,6 +29,7 @@ from sweeps.results import (
     compare_face_similarity,
     compare_prompt_alignment,
     path_in_run,
+    public_name,
     qualifies,
     read_results,
     write_results_csv,
@@ -389,7 +390,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "CLIP",
-            " ".join(filter(None, [_clip_name(evaluation.clip.model), public_name(evaluation.clip.pretrained or "")]))
+            " ".join(filter(None, [public_name(evaluation.clip.model), public_name(evaluation.clip.pretrained or "")]))
             + "; raw cosine, not times 100, rare token left out",
         ),
         (
@@ -401,16 +402,6 @@ def settings(results: Results) -> list[tuple[str, str]]:
         *sorted(_versions(results.run_dir).items()),
     ]
     return [(name, value) for name, value in entries if value]
-
-
-def public_name(model: str) -> str:
-    """A hub id or a name as it is; of a path on this machine only the last part."""
-    return Path(model).name if Path(model).is_absolute() else model
-
-
-def _clip_name(model: str) -> str:
-    prefix = "local-dir:"
-    return public_name(model.removeprefix(prefix)) if model.startswith(prefix) else model
 
 
 def _space(space: dict[str, Any]) -> str:

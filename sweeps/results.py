@@ -505,6 +505,12 @@ def mark_pareto(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, pareto=flag) for row, flag in zip(rows, flags, strict=True)]
 
 
+def public_name(model: str) -> str:
+    """How a model is named to others: a hub id or name as it is, of a path on this machine only the last part."""
+    name = model.removeprefix("local-dir:")
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def path_in_run(run_dir: Path, relative: str) -> Path:
     """The file or folder that a path in trial.json names.
 
