@@ -90,7 +90,7 @@ def picture_size(pipeline: StableDiffusionPipeline, config: EvaluationConfig) ->
 def starting_noise(pipeline: StableDiffusionPipeline, seed: int, width: int, height: int) -> torch.Tensor:
     """Latents [1, 4, height / 8, width / 8] of unit variance, made on the CPU, in the pipeline's precision.
 
-    Drawn in float32 always: half precision draws other numbers from the same seed.
+    Drawn in float32 always: at some sizes half precision draws other numbers from the same seed.
     """
     factor = pipeline.vae_scale_factor
     shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
