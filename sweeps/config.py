@@ -170,6 +170,15 @@ def _brief(value: Range | Choices) -> str:
     return shorten(value.model_dump(exclude_none=True, exclude_defaults=True))
 
 
+def rare_token(subject: SubjectConfig) -> str:
+    """The words that name the person, which no CLIP model knows."""
+    if subject.rare_token is not None:
+        return subject.rare_token
+    class_words = (subject.class_prompt or "").split()
+    own_words = [word for word in subject.instance_prompt.split() if word not in class_words]
+    return " ".join(own_words) if class_words and own_words else "sks"
+
+
 # --- reading -------------------------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, rare_token
 from sweeps.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
-from sweeps.model_card import model_card, trigger_words
+from sweeps.model_card import model_card
 from sweeps.results import Results, Row, path_in_run, public_name, read_results
 from training.atomic import whole_folder
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
@@ -226,7 +226,9 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
     assert isinstance(config, LoraConfig), "only a LoRA has kohya's layout"
     alpha = config.rank if config.lora_alpha is None else config.lora_alpha
     num_photos = len(list((export.results.run_dir / "dataset" / "photos").glob("*.png")))
-    text_encoder_rate = config.learning_rate if config.train_text_encoder else None
+    text_encoder_rate = (
+        (config.text_encoder_learning_rate or config.learning_rate) if config.train_text_encoder else None
+    )
     entries: dict[str, Any] = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": config.rank,
@@ -273,7 +275,7 @@ def _modelspec(export: _Export, architecture: str) -> dict[str, str]:
         "modelspec.title": export.config.name,
         "modelspec.date": created,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.trigger_phrase": trigger_words(export.config),
+        "modelspec.trigger_phrase": rare_token(export.config.subject),
         "modelspec.usage_hint": export.config.subject.instance_prompt,
     }
 

@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, rare_token
 from sweeps.intervals import Difference, Interval
 from sweeps.results import Results, Row, public_name
 
@@ -49,10 +49,10 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         _header(config, row, licence),
         f"# {config.name}",
         _what_it_is(config, row),
-        f"## Words that call it\n\n`{trigger_words(config)}`, as in `{config.subject.instance_prompt}`.",
+        f"## Words that call it\n\n`{rare_token(config.subject)}`, as in `{config.subject.instance_prompt}`.",
         f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=base, file=file)}\n"
         f'image = pipeline("{config.subject.instance_prompt}").images[0]\n```\n\n'
-        "Weights are float32, as they were scored; load them with `dtype=torch.float16` where memory counts.",
+        "Weights are float32, as they were trained; load them with `dtype=torch.float16` where memory counts.",
         f"## Scores\n\n{_scores(results, config, row)}",
         f"## Settings\n\n```yaml\n{yaml.safe_dump(_trial_config(results, row), sort_keys=False)}```",
         f"## Licence\n\n{_licence_text(base, licence)}",
@@ -60,16 +60,6 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         "nor against their will.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def trigger_words(config: SweepConfig) -> str:
-    """The rare token, or what the instance prompt says beyond the class prompt."""
-    subject = config.subject
-    if subject.rare_token:
-        return subject.rare_token
-    known = (subject.class_prompt or "").split()
-    rare = [word for word in subject.instance_prompt.split() if word not in known]
-    return " ".join(rare) if rare and subject.class_prompt else "sks"
 
 
 def base_model_licence(base_model: str) -> str | None:

@@ -21,13 +21,12 @@ from evaluation.generate import generate, generation_dtype, load_images, save_im
 from evaluation.prompt import check_clip, load_clip
 from evaluation.render import check_render
 from evaluation.score import score_images
-from sweeps.config import SweepConfig, load_sweep
+from sweeps.config import SweepConfig, load_sweep, rare_token
 from sweeps.results import qualifies
 from sweeps.search import best_checkpoint, lesson, read_config
 from sweeps.space import corners_of, largest, scoring_points, trial_name
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
 from training.checkpoint import STATE_FILE, Checkpoint, latest_checkpoint, load_pipeline, open_checkpoint
-from training.config import SubjectConfig
 from training.dataset import encode_dataset, find_photos, load_dataset, prepare_photos
 from training.stable_diffusion import base_model_fingerprint
 from training.train import train
@@ -46,11 +45,13 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> None:
         ValueError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
     encoder = load_face_encoder(config.evaluation.face.encoder, "cpu")
+    folder.claim("face_encoder", encoder.name)
     prepare_photos(config.subject, folder.dataset_dir, lambda image: largest_box(encoder, image))
-    embed_references(find_photos(config.subject.photos), encoder).save(folder.reference_file)
+    if not folder.reference_file.exists():
+        embed_references(find_photos(config.subject.photos), encoder).save(folder.reference_file)
 
 
-def prepare_run(run_dir: str, device: str) -> Iterator[str]:
+def prepare_run(config: SweepConfig, run_dir: str, device: str) -> Iterator[str]:
     """What all trials share, made where trials run: latents, class images, the base model's scores.
 
     Yields:
@@ -60,7 +61,6 @@ def prepare_run(run_dir: str, device: str) -> Iterator[str]:
         ValueError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
     """
     folder = RunFolder(run_dir)
-    config = load_sweep(folder.sweep_file)
     _use_threads(config)
     yield "checking the models"
     check_precision(config, device)
@@ -68,6 +68,7 @@ def prepare_run(run_dir: str, device: str) -> Iterator[str]:
     if config.render is not None:
         check_render(config.render)
     folder.claim("base_model", base_model_fingerprint(config.base_model))
+    folder.claim("clip_model", load_clip(config.evaluation.clip, device).name)
     yield "encoding the photos"
     num_class_images = class_images_needed(config)
     encode_dataset(folder.dataset_dir, config.base_model, device=device)
@@ -77,8 +78,7 @@ def prepare_run(run_dir: str, device: str) -> Iterator[str]:
     base = folder.base()
     if base is None or not base.is_over:
         yield "scoring the base model"
-        base = score_base(config, folder, device)
-    folder.claim("judges", f"{base.checkpoints[0].face_encoder} {base.checkpoints[0].clip}")
+        score_base(config, folder, device)
 
 
 def class_images_needed(config: SweepConfig) -> int:
@@ -102,22 +102,22 @@ def check_precision(config: SweepConfig, device: str) -> None:
             raise ValueError(f"{place}: bf16 needs a newer GPU than {torch.cuda.get_device_name()}; use fp16")
 
 
-def score_base(config: SweepConfig, folder: RunFolder, device: str) -> TrialRecord:
+def score_base(config: SweepConfig, folder: RunFolder, device: str) -> None:
     """Score the untouched base model with the trials' own prompts and seeds: the zero line."""
     start = time.monotonic()
     scored = score_checkpoint(config, folder, BASE_TRIAL, None, device)
     seconds = time.monotonic() - start
-    record = TrialRecord(
-        trial=BASE_TRIAL,
-        method="base",
-        status="finished",
-        config={},
-        key=folder.identity_key(),
-        checkpoints=[scored.model_copy(update={"seconds": seconds})],
-        seconds=seconds,
+    folder.write(
+        TrialRecord(
+            trial=BASE_TRIAL,
+            method="base",
+            status="finished",
+            config={},
+            key=folder.identity_key(),
+            checkpoints=[scored.model_copy(update={"seconds": seconds})],
+            seconds=seconds,
+        )
     )
-    folder.write(record)
-    return record
 
 
 def score_checkpoint(
@@ -149,15 +149,6 @@ def score_checkpoint(
         clip=score.clip,
         image_scores=[image.model_dump(mode="json") for image in score.images],
     )
-
-
-def rare_token(subject: SubjectConfig) -> str:
-    """The words that name the person, which no CLIP model knows."""
-    if subject.rare_token is not None:
-        return subject.rare_token
-    class_words = (subject.class_prompt or "").split()
-    own_words = [word for word in subject.instance_prompt.split() if word not in class_words]
-    return " ".join(own_words) if class_words and own_words else "sks"
 
 
 # --- the trial ------------------------------------------------------------------------------------------------------
