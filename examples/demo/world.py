@@ -1,8 +1,8 @@
 """A drawn world of characters: who someone is never stands in a caption, how they are shown always does.
 
 `draw_identity` makes a person, `draw_shot` a way of showing people, `paint` a picture and `write_caption` its text.
-All of it follows the random generator that is passed in, so a seed names a world. Pictures are 64 px squares, painted at
-three times that size and reduced.
+All of it follows the random generator that is passed in, so a seed names a world. Pictures are 64 px squares, painted
+at three times that size and reduced.
 """
 
 from __future__ import annotations
