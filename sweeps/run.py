@@ -38,7 +38,7 @@ import evaluation
 import sweeps
 import training
 from evaluation.score import EVALUATOR_VERSION
-from sweeps.config import SweepConfig, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.preflight import (
     TrialResources,
@@ -50,7 +50,7 @@ from sweeps.preflight import (
 from sweeps.results import read_results, write_results_csv
 from sweeps.search import LedgerSearcher, is_complete, num_planned
 from sweeps.space import config_hash, largest
-from sweeps.store import RunFolder, TrialRecord, write_bytes
+from sweeps.store import RunFolder, TrialRecord
 from sweeps.trial import SweepTrial, explain_failure, prepare_run, prepare_subject, report_of
 from training.config import SubjectConfig
 from training.photos import find_photos, read_caption
@@ -90,19 +90,32 @@ def run_sweep(
     with folder.lock():
         folder.claim("photos", photos_key(config.subject))
         folder.claim("evaluation", evaluation_key(config))
-        write_bytes(folder.sweep_file, resolved_yaml(config).encode())
         check_disk(plan, folder)
-        if not is_complete(config, folder):
+        if not (is_complete(config, folder) and _same_models(config, folder)):
             _run_on_ray(config, folder, address, console)
+        folder.write_sweep(resolved_yaml(config))
         write_results_csv(read_results(folder.dir))
     return folder.dir
+
+
+def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
+    """Do the models have the names that they had in the last run? If not, their content must be looked at."""
+    last = load_sweep(folder.sweep_file)
+    return (last.base_model, last.evaluation.face, last.evaluation.clip) == (
+        config.base_model,
+        config.evaluation.face,
+        config.evaluation.clip,
+    )
 
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with _ray_session(address, console), _ending_on_signals(folder):
         resources = check_cluster(config)
         check_shared_folder(folder)
+        if not folder.sweep_file.exists():
+            folder.write_sweep(resolved_yaml(config))
         _prepare(config, folder, resources, console)
+        folder.write_sweep(resolved_yaml(config))  # only now: what it replaces may be of a sweep that this one is not
         _run_trials(config, folder, resources, console)
 
 
@@ -196,7 +209,7 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     prepare_subject(config, folder)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
-        for stage in task.remote(str(folder.dir), resources.device):
+        for stage in task.remote(config, str(folder.dir), resources.device):
             _say(console, ray.get(stage))
     except RayTaskError as error:
         raise error.cause from None if isinstance(error.cause, ValueError) else error

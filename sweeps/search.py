@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import optuna
@@ -27,6 +28,7 @@ from sweeps.space import (
     TrialConfig,
     choices_made,
     config_hash,
+    contains,
     draw,
     grid,
     num_distinct,
@@ -46,11 +48,22 @@ FLOOR_PROMPT_ALIGNMENT = -1.0
 """Scores of a trial that failed by its own settings: finite, and below any that trained."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a search wants to know: how `config` (perhaps one already known) does."""
+
+    number: int
+    config: TrialConfig
+    drawn: Mapping[str, Scalar] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Everything the sampler drew, and what it keeps of it: by these it takes the question up again."""
+
+
 class Search(Protocol):
     """Proposes configs and hears how they did."""
 
-    def ask(self) -> tuple[int, TrialConfig] | None:
-        """The next question's number and config (perhaps one already known), or None when there are no more."""
+    def ask(self) -> Question | None:
+        """The next question, or None when there are no more."""
 
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
         """Take up a trial of an earlier driver: its scores if it has ended, None if it will end later or had none."""
@@ -97,9 +110,9 @@ class ListSearch:
     """Grid and random search: what comes next depends on nothing that was found."""
 
     def __init__(self, configs: Sequence[TrialConfig]) -> None:
-        self._questions = enumerate(configs)
+        self._questions = (Question(number, config) for number, config in enumerate(configs))
 
-    def ask(self) -> tuple[int, TrialConfig] | None:
+    def ask(self) -> Question | None:
         """The next of the list."""
         return next(self._questions, None)
 
@@ -133,7 +146,7 @@ class StudySearch:
         self._asked: dict[int, optuna.Trial] = {}
         self._number = 0
 
-    def ask(self) -> tuple[int, TrialConfig] | None:
+    def ask(self) -> Question | None:
         """Ask the sampler; with a seed of its own, so that the answer depends on the history alone."""
         number = self._number
         self._number += 1
@@ -142,29 +155,43 @@ class StudySearch:
             return None
         self._study.sampler = self._sampler(number, at_random=repeats > REPEATS_BEFORE_RANDOM)
         trial = self._asked[number] = self._study.ask()
-        return number, self._draw(trial)
+        config = self._draw(trial)
+        notes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        return Question(number, config, drawn=trial.params, notes=notes)
 
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
-        """Ask the question again with its answer fixed, so that the sampler's own book-keeping is rebuilt too."""
+        """Ask the question again with its answer fixed."""
         self._number = max(self._number, record.number + 1)
-        config = read_config(record)
-        fixed: dict[str, Scalar] = {}
-        made = choices_made(config)
+        made = choices_made(read_config(record))
+        chosen: dict[str, Scalar] = {}
 
-        def remember(name: str, value: Choices | Range) -> Scalar:
-            fixed[name] = made(name, value)
-            return fixed[name]
+        def choose(name: str, value: Choices | Range) -> Scalar:
+            chosen[name] = made(name, value)
+            return chosen[name]
 
         try:
-            draw(self._config.methods, self._config.evaluation.at_steps, remember)
+            draw(self._config.methods, self._config.evaluation.at_steps, choose)
         except LookupError:
             return  # the sweep file's space has changed since; the trial counts but teaches nothing
-        self._study.enqueue_trial(fixed)
-        self._study.sampler = self._sampler(record.number, at_random=False)
+        fixed = {**self._still_possible(record.drawn), **chosen}
+        attributes = {**record.sampler_notes, "fixed_params": fixed}  # as `enqueue_trial` does, which takes no notes
+        waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)
+        self._study.add_trial(waiting)
+        self._study.sampler = self._sampler(record.number, at_random=True)  # only for values the record lacks
         trial = self._asked[record.number] = self._study.ask()
         self._draw(trial)
         if record.is_over:
             self.tell(record.number, scores)
+
+    def _still_possible(self, drawn: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Those of the values drawn that the space holds."""
+        methods = self._config.methods
+        open_values = {f"{m}/{f}": v for m, space in methods.items() for f, v in space.items()}
+        return {
+            name: value
+            for name, value in drawn.items()
+            if isinstance(space := open_values.get(name), Choices | Range) and contains(space, value)
+        }
 
     def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:
         """Close the question: with finite scores, or as failed. None stays open in the study."""
@@ -322,23 +349,24 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
             question = self.search.ask()
             if question is None:
                 break
-            number, config = question
-            trial = trial_id(config)
+            trial = trial_id(question.config)
             if trial in self._known:  # the ledger has its answer already, and the search knows it
-                self.search.tell(number, None)
+                self.search.tell(question.number, None)
                 continue
             record = TrialRecord(
                 trial=trial,
-                method=config.method,
+                method=question.config.method,
                 status="running",
-                config=config.model_dump(mode="json"),
-                key=self._key(config),
-                number=number,
+                config=question.config.model_dump(mode="json"),
+                key=self._key(question.config),
+                number=question.number,
+                drawn=dict(question.drawn),
+                sampler_notes=dict(question.notes),
             )
             self._folder.write(record)
             self._changed(record)
             self._known.add(trial)
-            self._numbers[trial] = number
+            self._numbers[trial] = question.number
             return record
         return None
 

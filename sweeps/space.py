@@ -94,7 +94,8 @@ class MisplacedError(ValueError):
 def nearest(key: str, known: Sequence[str]) -> str:
     """A sentence that refuses `key` and offers what may have been meant."""
     close = get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    some = [*known[:8], "..."] if len(known) > 8 else known
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(some)}"
     return f"unknown key {shorten(key)}; {hint}"
 
 
@@ -307,18 +308,20 @@ def choices_made(config: TrialConfig) -> Chooser:
 
     def choose(name: str, value: Choices | Range) -> Scalar:
         made: Scalar = config.method if name == "method" else getattr(config, name.split("/")[1])
-        inside = made in value.choices if isinstance(value, Choices) else _contains(value, made)
-        if not inside:
+        if not contains(value, made):
             raise LookupError(f"{name} {made!r} is outside of {value}")
         return made
 
     return choose
 
 
-def _contains(value: Range, number: Scalar) -> bool:
-    if not isinstance(number, int | float) or not value.low <= number <= value.high:
+def contains(value: Choices | Range, made: Scalar) -> bool:
+    """Could `made` have been chosen?"""
+    if isinstance(value, Choices):
+        return made in value.choices
+    if not isinstance(made, int | float) or not value.low <= made <= value.high:
         return False
-    return value.step is None or any(math.isclose(number, point) for point in value.points())
+    return value.step is None or any(math.isclose(made, point) for point in value.points())
 
 
 def random_chooser(rng: random.Random) -> Chooser:

@@ -68,6 +68,10 @@ class TrialRecord(BaseModel):
     seconds: float = 0.0
     number: int = 0
     """Its place in the search: the how-manieth question to the sampler it answers."""
+    drawn: dict[str, Any] = Field(default_factory=dict)
+    """Everything the sampler drew with it, values that this method has no use for included."""
+    sampler_notes: dict[str, Any] = Field(default_factory=dict)
+    """What the sampler itself keeps of it, such as its generation."""
     reason: str | None = None
     """Why it failed or was stopped."""
     fault: Literal["trial", "machine"] | None = None
@@ -132,6 +136,10 @@ class RunFolder:
         """Put the record in the ledger, atomically."""
         write_json(self.trial_file(record.trial), record.model_dump(mode="json"))
 
+    def write_sweep(self, text: str) -> None:
+        """Put the resolved sweep file in the run folder, atomically."""
+        write_bytes(self.sweep_file, text.encode())
+
     def read(self, trial: str) -> TrialRecord | None:
         """The ledger's record, or None where the trial has none yet.
 
@@ -160,7 +168,7 @@ class RunFolder:
         return self.read(BASE_TRIAL)
 
     def claim(self, part: str, key: str) -> None:
-        """Say what the run's scores depend on: `part` (photos, evaluation, base_model, judges) is `key`, for good.
+        """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.
 
         Raises:
             ValueError: the folder holds a sweep with another `part`.
@@ -168,7 +176,7 @@ class RunFolder:
         claims = self.identity()
         if claims.get(part, key) != key:
             raise ValueError(
-                f"{self.dir}: holds a sweep with other {part.replace('_', ' ')}, whose scores cannot be compared; "
+                f"{self.dir}: holds a sweep with another {part.replace('_', ' ')}, whose scores cannot be compared; "
                 "choose another name in the sweep file or another --out"
             )
         if part not in claims:

@@ -29,7 +29,7 @@ def build_face_encoder(folder: Path) -> Path:
 
 
 def sweep_mapping(base_model: str, photos: Path, clip: str, face_encoder: Path) -> dict[str, Any]:
-    """Two methods, four trials of two scoring points, two pictures each."""
+    """Two methods, four trials of two scoring points, two pictures each; `clip` is a `local-dir:` name."""
     return {
         "name": "tiny",
         "base_model": base_model,
@@ -50,7 +50,7 @@ def sweep_mapping(base_model: str, photos: Path, clip: str, face_encoder: Path) 
             "at_steps": [2, 4],
             "num_inference_steps": 2,
             "face": {"encoder": str(face_encoder)},
-            "clip": {"model": f"local-dir:{clip}", "pretrained": None},
+            "clip": {"model": clip, "pretrained": None},
         },
         "resources": {"cpus_per_trial": 1, "gpus_per_trial": 0},
     }

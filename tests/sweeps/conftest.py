@@ -1,0 +1,34 @@
+"""Fixtures of the sweeps room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.config import SweepConfig, parse_sweep
+from tests.sweeps.tiny_sweep import build_face_encoder, sweep_mapping
+
+
+@pytest.fixture(scope="session")
+def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small face encoder that finds a face in any picture."""
+    return build_face_encoder(tmp_path_factory.mktemp("faces") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_mapping(tiny_base: str, photos: Path, tiny_clip: str, drawn_faces: Path) -> dict[str, Any]:
+    """A sweep of four trials on small models, as plain mappings; copy it before changing it."""
+    return sweep_mapping(tiny_base, photos, tiny_clip, drawn_faces)
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep(tiny_mapping: dict[str, Any]) -> Callable[..., SweepConfig]:
+    """A sweep on small models, with whole sections replaced."""
+
+    def build(**sections: Any) -> SweepConfig:
+        return parse_sweep({**tiny_mapping, **sections})
+
+    return build

@@ -1,0 +1,18 @@
+"""A driver to be killed: `python -m tests.sweeps.drive_sweep SWEEP.yaml OUT`."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+import sweeps.run
+from sweeps.config import load_sweep
+from tests.sweeps.logged_trial import LoggedTrial
+
+if __name__ == "__main__":
+    sweeps.run.SweepTrial = LoggedTrial  # type: ignore[misc]
+    try:
+        sweeps.run.run_sweep(load_sweep(sys.argv[1]), sys.argv[2], console=Console(width=200))
+    except sweeps.run.SweepInterrupted as interrupted:
+        sys.exit(str(interrupted))
