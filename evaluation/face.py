@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 from urllib.error import URLError
 
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from numpy.typing import NDArray
+from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
@@ -31,7 +31,8 @@ from evaluation.pictures import read_picture
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture, inside it."""
-Embedding = NDArray[np.float32]
+Embedding = Float[np.ndarray, " d"]
+"""One face, in float32."""
 
 PRETRAINED_FILES = {
     "vggface2": ("20180402-114759-vggface2.pt", 112),
@@ -65,6 +66,7 @@ class Face:
     """[d], unit norm."""
 
 
+@runtime_checkable
 class FaceEncoder(Protocol):
     """Pictures to faces."""
 
@@ -99,7 +101,7 @@ def mean_embedding(embeddings: Sequence[Embedding]) -> Embedding:
     return _unit(np.sort(stacked, axis=0).mean(axis=0))
 
 
-def _unit(embedding: NDArray[Any]) -> Embedding:
+def _unit(embedding: Embedding) -> Embedding:
     norm = np.linalg.norm(embedding.astype(np.float64))
     if not np.isfinite(norm) or norm == 0:
         raise ValueError(f"face embedding: need a finite norm above 0, got {norm}")
@@ -115,7 +117,7 @@ class References:
 
     face_encoder: str
     """Name of the encoder that made the embeddings."""
-    embeddings: NDArray[np.float32]
+    embeddings: Float[np.ndarray, "n d"]
     """[n, d]: the largest face of each photo in `used`, unit norm."""
     used: tuple[str, ...]
     """Names of the photos with a face."""
@@ -312,7 +314,7 @@ class FacenetEncoder:
         return [(box, float(p)) for box, p in pairs if p >= MTCNN_MIN_PROBABILITY and box is not None]
 
     @torch.inference_mode()
-    def _embed(self, crops: Sequence[torch.Tensor]) -> list[Embedding]:
+    def _embed(self, crops: Sequence[Float[torch.Tensor, "3 160 160"]]) -> list[Embedding]:
         """Crops [3, 160, 160] in [-1, 1] to unit-norm embeddings [d]."""
         embeddings: list[Embedding] = []
         for start in range(0, len(crops), EMBEDDING_BATCH_SIZE):
@@ -381,14 +383,14 @@ def _detection_copy(image: Image.Image) -> tuple[Image.Image, float]:
     return image.resize(size, Image.Resampling.BICUBIC), scale
 
 
-def _inside(box: NDArray[Any], size: tuple[int, int]) -> Box | None:
+def _inside(box: Float[np.ndarray, " 4"], size: tuple[int, int]) -> Box | None:
     """The part of a box inside the picture, None where less than a pixel is left of it."""
     x0, x1 = np.clip(box[[0, 2]], 0, size[0]).tolist()
     y0, y1 = np.clip(box[[1, 3]], 0, size[1]).tolist()
     return (x0, y0, x1, y1) if int(x1) > int(x0) and int(y1) > int(y0) else None
 
 
-def _facenet_crop(image: Image.Image, box: Box) -> torch.Tensor:
+def _facenet_crop(image: Image.Image, box: Box) -> Float[torch.Tensor, "3 160 160"]:
     """The face at full resolution, as InceptionResnetV1 was trained to see it: [3, 160, 160] in [-1, 1]."""
     from facenet_pytorch import extract_face, fixed_image_standardization
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float
 from PIL import Image
 
 from evaluation.config import ClipConfig
@@ -55,15 +55,17 @@ def without_rare_token(prompt: str, rare_token: str) -> str:
     return text
 
 
-def prompt_alignment(image_embeddings: NDArray[Any], text_embeddings: NDArray[Any]) -> NDArray[np.float64]:
+def prompt_alignment(
+    image_embeddings: Float[np.ndarray, "n d"], text_embeddings: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " n"]:
     """Cosine of each picture with its own text: [n, d] and [n, d] to [n], in [-1, 1], higher fits better."""
     images = _unit_rows(image_embeddings)
     texts = _unit_rows(text_embeddings)
-    cosines: NDArray[np.float64] = np.clip((images * texts).sum(axis=1), -1.0, 1.0)
+    cosines: Float[np.ndarray, " n"] = np.clip((images * texts).sum(axis=1), -1.0, 1.0)
     return cosines
 
 
-def _unit_rows(embeddings: NDArray[Any]) -> NDArray[np.float64]:
+def _unit_rows(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     rows = embeddings.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
@@ -88,7 +90,7 @@ class ClipScorer:
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self._device = device
-        self._text_embeddings: dict[str, NDArray[np.float32]] = {}
+        self._text_embeddings: dict[str, Float[np.ndarray, " d"]] = {}
 
     def prompt_alignment(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         """Raw cosine of each picture with its own prompt, in [-1, 1]; higher fits better.
@@ -104,7 +106,7 @@ class ClipScorer:
         return [float(cosine) for cosine in prompt_alignment(self._embed_images(images), texts)]
 
     @torch.inference_mode()
-    def _embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    def _embed_images(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "n d"]:
         batches = []
         for start in range(0, len(images), IMAGE_BATCH_SIZE):
             batch = [self._preprocess(image.convert("RGB")) for image in images[start : start + IMAGE_BATCH_SIZE]]
@@ -112,7 +114,7 @@ class ClipScorer:
         return np.concatenate(batches)
 
     @torch.inference_mode()
-    def _embed_text(self, prompt: str) -> NDArray[np.float32]:
+    def _embed_text(self, prompt: str) -> Float[np.ndarray, " d"]:
         """Embedding [d] of a prompt, computed once: a sweep scores thousands of pictures of a few prompts."""
         if prompt not in self._text_embeddings:
             tokens = self._tokenizer([prompt]).to(self._device)

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-install_import_hook("training.loss", "beartype.beartype")  # shapes are checked in tests and free in production
+SHAPED = ["training.loss", "evaluation.face", "evaluation.prompt"]
+install_import_hook(SHAPED, "beartype.beartype")  # shapes are checked in tests and free in production
 
 
 @pytest.fixture(scope="session")
