@@ -136,12 +136,12 @@ def _scores(results: Results, config: SweepConfig, row: Row) -> str:
     champion, base = results.champion, results.base
     lines = ["| | face similarity | prompt alignment | pictures with a face |", "|---|---|---|---|"]
     lines += [_score_line("this model", row)] + ([_score_line("base model", base)] if base else [])
-    evaluation = config.evaluation
-    clip = " ".join(filter(None, [public_name(evaluation.clip.model), public_name(evaluation.clip.pretrained or "")]))
+    face_encoder = row.face_encoder or public_name(config.evaluation.face.encoder)
+    clip = row.clip or f"{public_name(config.evaluation.clip.model)} {config.evaluation.clip.pretrained}"
     lines += [
         "",
         f"In brackets 95 % bootstrap intervals over {row.num_images} pictures. Face similarity: cosine of "
-        f"{public_name(evaluation.face.encoder)} embeddings to the mean of the reference photos, a picture without a "
+        f"{face_encoder} embeddings to the mean of the reference photos, a picture without a "
         f"face counts 0. Prompt alignment: raw cosine of {clip}.",
         "",
     ]

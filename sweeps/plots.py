@@ -100,6 +100,7 @@ def trade_off(rows: Sequence[Row], margin: float) -> str:
         for row in sorted(rows, key=lambda row: (row.pareto, row.champion)):
             _draw_point(axes, row, row.prompt_alignment, row.face_similarity, marks, faint=not row.pareto)
         axes.margins(0.09, 0.12)
+        _widen(axes)
         if base:
             _shade_unqualified(axes, base.prompt_alignment - margin)
         _annotate_trade_off(axes, rows)
@@ -121,6 +122,7 @@ def curves_over_steps(rows: Sequence[Row], margin: float) -> str:
                 _draw_series(axes, [*([base] if base else []), *series], label, marks)
             if base:
                 _base_line(axes, _score(base, label))
+            _widen(axes)
         if base:
             right.axhline(base.prompt_alignment - margin, color=CHAMPION, linewidth=1.1, linestyle=(0, (1, 2)))
             right.annotate(
@@ -169,6 +171,7 @@ def likeness_by_setting(rows: Sequence[Row], best: Sequence[Row]) -> str:
             _label_rates(by_rate, [row.learning_rate for row in trained if row.learning_rate])
         by_rank.margins(0.14, 0.1)
         by_rate.margins(0.1, 0.1)
+        _widen(by_rank)
         base = base_row(rows)
         for axes in (by_rank, by_rate):
             if base:
@@ -197,6 +200,14 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
     """A figure in the page's style; no global state of matplotlib changes for anyone else."""
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _widen(axes: Axes, span: float = 0.05) -> None:
+    """Leave an axis of scores at least `span` wide: what hardly differs shall look so."""
+    low, high = axes.get_ylim()
+    if high - low < span:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - span / 2, middle + span / 2)
 
 
 def _score(row: Row, label: str) -> float:

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sweeps import plots
+from sweeps.config import SweepConfig
 from sweeps.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results import (
     ImageRecord,
@@ -367,7 +368,9 @@ def settings(results: Results) -> list[tuple[str, str]]:
     if config is None:
         return []
     evaluation = config.evaluation
-    size = f"{evaluation.width or 'native'} x {evaluation.height or 'native'} px"
+    size = "the base model's own size"
+    if evaluation.width or evaluation.height:
+        size = f"width {evaluation.width or 'native'}, height {evaluation.height or 'native'} px"
     seeds = f"{evaluation.seed} to {evaluation.seed + evaluation.images_per_prompt - 1}"
     entries = [
         ("base model", public_name(config.base_model)),
@@ -384,15 +387,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"{evaluation.scheduler}, {evaluation.num_inference_steps} steps, "
             f"guidance {evaluation.guidance_scale:g}, {size}",
         ),
-        (
-            "face encoder",
-            f"{public_name(evaluation.face.encoder)}; cosine to the mean of the reference photos, no face = 0",
-        ),
-        (
-            "CLIP",
-            " ".join(filter(None, [public_name(evaluation.clip.model), public_name(evaluation.clip.pretrained or "")]))
-            + "; raw cosine, not times 100, rare token left out",
-        ),
+        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of the reference photos, no face = 0"),
+        ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
         (
             "intervals",
             f"95 % bootstrap over pictures (prompts x seeds), {NUM_RESAMPLES} resamples; differences of face "
@@ -402,6 +398,18 @@ def settings(results: Results) -> list[tuple[str, str]]:
         *sorted(_versions(results.run_dir).items()),
     ]
     return [(name, value) for name, value in entries if value]
+
+
+def _face_encoder(results: Results, config: SweepConfig) -> str:
+    """As the scores recorded it, crop included; else as the sweep file names it."""
+    recorded = next((row.face_encoder for row in results.rows if row.face_encoder), None)
+    return recorded or public_name(config.evaluation.face.encoder)
+
+
+def _clip(results: Results, config: SweepConfig) -> str:
+    recorded = next((row.clip for row in results.rows if row.clip), None)
+    names = [public_name(config.evaluation.clip.model), public_name(config.evaluation.clip.pretrained or "")]
+    return recorded or " ".join(filter(None, names))
 
 
 def _space(space: dict[str, Any]) -> str:

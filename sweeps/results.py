@@ -97,6 +97,8 @@ class Row:
     num_faces: int
     checkpoint: str | None
     images: str | None = None
+    face_encoder: str | None = None
+    clip: str | None = None
     loss: float | None = None
     seconds: float | None = None
     image_scores: tuple[ImageRecord, ...] = field(default=(), repr=False)
@@ -415,6 +417,7 @@ def read_results(run_dir: Path | str) -> Results:
     rule = config.champion if config else ChampionConfig()
     trials, rows = _read_trials(run_dir, warnings)
     rows = mark_pareto(best_first(rows, rule))
+    warnings += _different_judges(rows)
     verdict = champion(rows, rule)
     if verdict.row is not None:
         winner = replace(verdict.row, champion=True)
@@ -465,6 +468,19 @@ def _first_error(error: ValidationError) -> str:
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
+def _different_judges(rows: Sequence[Row]) -> list[str]:
+    """Scores of different encoders have different scales: an order among them means nothing."""
+    warnings = []
+    for kind, names in (
+        ("face encoders", {row.face_encoder for row in rows}),
+        ("CLIP models", {row.clip for row in rows}),
+    ):
+        if len(names) > 1:
+            listed = "; ".join(sorted(name or "not recorded" for name in names))
+            warnings.append(f"scores of different {kind} cannot be compared, found {listed}")
+    return warnings
+
+
 def _rows(trial: TrialRecord) -> list[Row]:
     """The trial's leaderboard rows; ValidationError where a value that they show is not of its kind."""
     settings = TrialSettings.model_validate(trial.config)
@@ -489,6 +505,8 @@ def _row(trial: TrialRecord, settings: TrialSettings, entry: ScoredCheckpoint) -
         num_faces=entry.num_faces,
         checkpoint=None if is_base else entry.checkpoint,
         images=entry.images,
+        face_encoder=entry.face_encoder,
+        clip=entry.clip,
         loss=entry.loss,
         seconds=entry.seconds,
         image_scores=scores.image_scores,

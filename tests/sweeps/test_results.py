@@ -234,6 +234,13 @@ def test_an_unreadable_sweep_file_leaves_the_scores(tmp_path: Path) -> None:
     assert results.champion.row is not None
 
 
+def test_scores_of_different_judges_are_not_silently_compared(tmp_path: Path) -> None:
+    """An encoder changed in the middle of a sweep is named."""
+    one, other = ({**entry(100, 0.5, trial=name), "face_encoder": name} for name in ("a", "b"))
+    assert not run_of(tmp_path / "same", ("a", [entry(100, 0.5, trial="a")])).warnings
+    assert "different face encoders" in run_of(tmp_path / "two", ("a", [one]), ("b", [other])).warnings[0]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     """The message says what a run folder holds and where we looked."""
     with pytest.raises(ValueError, match="trials/, found neither"):
