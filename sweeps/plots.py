@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from sweeps.results import Row, base_row
@@ -104,7 +105,7 @@ def trade_off(rows: Sequence[Row], margin: float) -> str:
         if base:
             _shade_unqualified(axes, base.prompt_alignment - margin)
         _annotate_trade_off(axes, rows)
-        _legend(figure, axes, rows, front=True)
+        _legend(figure, rows, front=True)
         return _svg(figure, "trade-off", marks)
 
 
@@ -136,7 +137,7 @@ def curves_over_steps(rows: Sequence[Row], margin: float) -> str:
                 fontsize=8.5,
                 color=MUTED,
             )
-        _legend(figure, left, rows, lines=True)
+        _legend(figure, rows, lines=True)
         return _svg(figure, "curves", marks)
 
 
@@ -176,7 +177,7 @@ def likeness_by_setting(rows: Sequence[Row], best: Sequence[Row]) -> str:
         for axes in (by_rank, by_rate):
             if base:
                 _base_line(axes, base.face_similarity)
-        _legend(figure, by_rate, rows)
+        _legend(figure, rows)
         return _svg(figure, "settings", marks)
 
 
@@ -205,9 +206,8 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 def _widen(axes: Axes, span: float = 0.05) -> None:
     """Leave an axis of scores at least `span` wide: what hardly differs shall look so."""
     low, high = axes.get_ylim()
-    if high - low < span:
-        middle = (low + high) / 2
-        axes.set_ylim(middle - span / 2, middle + span / 2)
+    missing = max(0.0, span - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
 
 
 def _score(row: Row, label: str) -> float:
@@ -376,27 +376,22 @@ def _label_rates(axes: Axes, rates: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, axes: Axes, rows: Sequence[Row], *, front: bool = False, lines: bool = False) -> None:
+def _legend(figure: Figure, rows: Sequence[Row], *, front: bool = False, lines: bool = False) -> None:
     """Of what is there: the methods, the champion's ring and the front."""
     handles = []
     for method in ("lora", "dreambooth"):
         if any(row.method == method for row in rows):
-            style: dict[str, Any] = {
-                "linestyle": "-" if lines else "none",
-                "marker": METHOD_MARKERS[method],
-                "markersize": 7,
-            }
-            handles += axes.plot(
-                [], [], color=METHOD_COLOURS[method], label=METHOD_NAMES[method], markeredgecolor=PAPER, **style
-            )
+            handle = Line2D([], [], color=METHOD_COLOURS[method], marker=METHOD_MARKERS[method], markersize=7)
+            handle.set(label=METHOD_NAMES[method], markeredgecolor=PAPER, linestyle="-" if lines else "none")
+            handles.append(handle)
     if any(row.champion for row in rows):
-        handles += axes.plot([], [], "o", markersize=10, color="none", markeredgecolor=CHAMPION, label="champion")
+        ring: dict[str, Any] = {"marker": "o", "markersize": 10, "color": "none", "markeredgecolor": CHAMPION}
+        handles.append(Line2D([], [], label="champion", **ring))
     if front and sum(row.pareto for row in rows) > 1:
-        handles += axes.plot([], [], color=MUTED, linewidth=1.6, alpha=0.6, label="Pareto front")
+        handles.append(Line2D([], [], color=MUTED, linewidth=1.6, alpha=0.6, label="Pareto front"))
     if handles:
-        figure.legend(
-            handles=handles, loc="outside upper right", ncols=len(handles), columnspacing=1.6, handletextpad=0.5
-        )
+        place: dict[str, Any] = {"loc": "outside upper right", "ncols": len(handles)}
+        figure.legend(handles=handles, columnspacing=1.6, handletextpad=0.5, **place)
 
 
 def _svg(figure: Figure, name: str, marks: _Marks) -> str:
