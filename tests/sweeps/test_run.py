@@ -168,6 +168,5 @@ def test_a_signal_ends_a_sweep_with_what_to_do_next(tmp_path: Path, number: sign
 
     before = signal.getsignal(number)
     with pytest.raises(SweepInterrupted, match="the same command again"), _ending_on_signals(RunFolder(tmp_path)):
-        os.kill(os.getpid(), number)
-        time.sleep(10)  # the signal ends it
+        signal.raise_signal(number)
     assert signal.getsignal(number) is before

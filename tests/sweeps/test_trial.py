@@ -200,15 +200,16 @@ def models_elsewhere(config: SweepConfig, to: Path, other: str | None) -> SweepC
     """The same sweep with copies of its models, one of them with other weights."""
     clip = config.evaluation.clip.model.removeprefix("local-dir:")
     sources = {"base_model": config.base_model, "face": config.evaluation.face.encoder, "clip": clip}
+    copies = {name: to / name / Path(source).name for name, source in sources.items()}
     for name, source in sources.items():
-        shutil.copytree(source, to / name)
+        shutil.copytree(source, copies[name])
         if name == other:
-            weights = max((to / name).rglob("*.safetensors"))
+            weights = max(copies[name].rglob("*.safetensors"))
             save_file({key: tensor * 1.5 for key, tensor in load_file(weights).items()}, weights)
     mapping = config.model_dump(mode="json")
-    mapping["base_model"] = str(to / "base_model")
-    mapping["evaluation"]["face"]["encoder"] = str(to / "face")
-    mapping["evaluation"]["clip"]["model"] = f"local-dir:{to / 'clip'}"
+    mapping["base_model"] = str(copies["base_model"])
+    mapping["evaluation"]["face"]["encoder"] = str(copies["face"])
+    mapping["evaluation"]["clip"]["model"] = f"local-dir:{copies['clip']}"
     return SweepConfig.model_validate(mapping)
 
 
