@@ -5,8 +5,10 @@ A late stage that can be given again alone: it reads the run folder, needs no Ra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from sweeps.store import BASE_TRIAL, RunFolder, write_json
 from training.checkpoint import load_pipeline, open_checkpoint
 
 BASE_COLUMN = "base model"
+INDEX = "renders.json"
 
 
 def render_run(
@@ -42,11 +45,10 @@ def render_run(
         ValueError: nothing to render, or no reference.
     """
     run = RunFolder(run_dir)
-    results = read_results(run.dir)
     config = load_sweep(run.sweep_file)
     render = render_config(config, references)
     check_render(render)
-    best = results.best_of_each_trial()[: top or render.top]
+    best = read_results(run.dir).best_of_each_trial()[: top or render.top]
     if not best:
         raise ValueError(f"rendering needs a scored checkpoint, and {run.dir} has none yet")
 
@@ -57,8 +59,21 @@ def render_run(
         _save(columns[name], run.renders_dir / (row.trial if row else BASE_TRIAL))
     path = run.renders_dir / "sheet.png"
     contact_sheet(columns).save(path)
-    _write_index(run, render, best)
+    write_json(run.renders_dir / INDEX, _index(render, best))
     return path
+
+
+def renders_are_due(run_dir: Path | str) -> bool:
+    """Whether the sweep asks for renders, has trials to render, and what lies in `renders/` is not of those."""
+    run = RunFolder(run_dir)
+    render = load_sweep(run.sweep_file).render
+    best = read_results(run.dir).best_of_each_trial()
+    if render is None or not render.references or not best:
+        return False
+    try:
+        return bool(json.loads((run.renders_dir / INDEX).read_text()) != _index(render, best[: render.top]))
+    except (OSError, json.JSONDecodeError):
+        return True
 
 
 def render_config(config: SweepConfig, references: Sequence[Path] = ()) -> RenderConfig:
@@ -90,9 +105,10 @@ def _save(pictures: Sequence[Render], folder: Path) -> None:
         picture.image.save(folder / f"{Path(picture.reference).stem}.png")
 
 
-def _write_index(run: RunFolder, render: RenderConfig, best: Sequence[Row]) -> None:
-    """What the renders were made with, for the report's footer and for whoever finds the folder."""
-    trials = [{"trial": row.trial, "step": row.step} for row in best]
-    settings = render.model_dump(mode="json", exclude={"references", "top"})
-    references = [path.name for path in render.references]
-    write_json(run.renders_dir / "renders.json", {"trials": trials, "references": references, **settings})
+def _index(render: RenderConfig, best: Sequence[Row]) -> dict[str, Any]:
+    """What the renders were made of and with; written last, it says that they are whole."""
+    return {
+        "trials": [{"trial": row.trial, "step": row.step} for row in best],
+        "references": [path.name for path in render.references],
+        **render.model_dump(mode="json", exclude={"references", "top"}),
+    }

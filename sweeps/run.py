@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 import evaluation
@@ -47,6 +47,7 @@ from sweeps.preflight import (
     check_shared_folder,
     check_sweep,
 )
+from sweeps.renders import render_run, renders_are_due
 from sweeps.results import read_results, write_results_csv
 from sweeps.search import LedgerSearcher, is_complete, num_planned
 from sweeps.space import config_hash, largest
@@ -91,7 +92,7 @@ def run_sweep(
         folder.claim("photos", photos_key(config.subject))
         folder.claim("evaluation", evaluation_key(config))
         check_disk(plan, folder)
-        if not (is_complete(config, folder) and _same_models(config, folder)):
+        if not (is_complete(config, folder) and _same_models(config, folder)) or renders_are_due(folder.dir):
             _run_on_ray(config, folder, address, console)
         folder.write_sweep(resolved_yaml(config))
         write_results_csv(read_results(folder.dir))
@@ -117,6 +118,7 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         _prepare(config, folder, resources, console)
         folder.write_sweep(resolved_yaml(config))  # only now: what it replaces may be of a sweep that this one is not
         _run_trials(config, folder, resources, console)
+        _render_best(folder, resources, console)
 
 
 def photos_key(subject: SubjectConfig) -> str:
@@ -218,6 +220,19 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
         console.print(text, highlight=False)
+
+
+def _render_best(folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+    """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""
+    if not renders_are_due(folder.dir):
+        return
+    _say(console, "rendering the best trials")
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(render_run)
+    try:
+        ray.get(task.remote(str(folder.dir)))
+    except RayError as error:
+        reason = explain_failure(getattr(error, "cause", None) or error)
+        _say(console, f"no renders: {reason}; repeat them with: dreamsweep render {folder.dir}")
 
 
 # --- trials ---------------------------------------------------------------------------------------------------------
