@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -21,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
-from training.stable_diffusion import base_pipeline, load_base_model, place, shared_copy
+from training.stable_diffusion import base_pipeline, forget_path, load_base_model, place, shared_copy
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -143,9 +144,19 @@ def _save_adapters(modules: TrainedModules, folder: Path) -> None:
         unet_lora_layers=layers["unet"],
         text_encoder_lora_layers=layers.get("text_encoder"),
         weight_name=LORA_FILE,
-        # Without the adapters' metadata alpha would come back as the rank.
-        **_collate_lora_metadata({"unet": modules.unet, "text_encoder": modules.text_encoder}),
+        **_adapter_metadata(modules),
     )
+
+
+def _adapter_metadata(modules: TrainedModules) -> dict[str, dict[str, Any]]:
+    """The adapters' settings, without which alpha would come back as the rank; without the base model's path."""
+    collated: dict[str, dict[str, Any]] = _collate_lora_metadata(
+        {"unet": modules.unet, "text_encoder": modules.text_encoder}
+    )
+    for settings in collated.values():
+        settings["base_model_name_or_path"] = None
+        settings["target_modules"] = sorted(settings["target_modules"])
+    return collated
 
 
 def _load_adapters(unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None, folder: Path) -> None:
@@ -170,7 +181,7 @@ def _unfrozen_copies(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel | None]:
     assert isinstance(config, DreamBoothConfig)
     base = load_base_model(base_model)
-    unet, text_encoder = None, None
+    text_encoder = None
     if resume_dir is None:
         unet = shared_copy(base.unet)
         text_encoder = shared_copy(base.text_encoder) if config.train_text_encoder else None
@@ -178,6 +189,7 @@ def _unfrozen_copies(
         unet = UNet2DConditionModel.from_pretrained(resume_dir / "unet")
         if config.train_text_encoder:
             text_encoder = CLIPTextModel.from_pretrained(resume_dir / "text_encoder")
+    forget_path(unet)
     for module in (unet, text_encoder):
         if module is not None:
             module.requires_grad_(True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, ModelMixin, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
@@ -146,8 +146,15 @@ def base_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    forget_path(pipeline.unet)
+    forget_path(pipeline.vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def forget_path(module: ModelMixin) -> None:
+    """Diffusers saves with a module where it was loaded from: a path that is nobody else's business."""
+    module.register_to_config(_name_or_path="")
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:

@@ -140,6 +140,19 @@ def test_no_checkpoint_is_the_base_itself(tiny_base: str) -> None:
     assert second.unet.conv_out.weight.abs().max() > 0
 
 
+@BOTH
+def test_nothing_saved_says_where_files_lay_on_this_machine(
+    config: LoraConfig | DreamBoothConfig, tiny_base: str, tmp_path: Path
+) -> None:
+    """Only `checkpoint.json` names the base model; what is passed on holds no path of the person who trained."""
+    checkpoint = save(config, tiny_base, tmp_path)
+    load_pipeline(checkpoint, tiny_base, device="cpu").save_pretrained(tmp_path / "pipeline")
+    for folder in (checkpoint.dir, tmp_path / "pipeline"):
+        for file in folder.rglob("*"):
+            if file.is_file() and file.name != "checkpoint.json":
+                assert str(tmp_path.parent.parent).encode() not in file.read_bytes(), file
+
+
 # --- whole or refused ------------------------------------------------------------------------------------------
 
 
