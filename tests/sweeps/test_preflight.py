@@ -1,0 +1,193 @@
+"""What is known before a sweep starts: its size, and what would make it fail.
+
+pytest tests/sweeps/test_preflight.py     a few seconds
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sweeps.config import SweepConfig
+from sweeps.preflight import (
+    STABLE_DIFFUSION_15,
+    base_sizes,
+    check_cluster,
+    check_disk,
+    check_sweep,
+    checkpoint_bytes,
+    plan_of,
+    readable_bytes,
+)
+from sweeps.store import RunFolder
+from training.config import DreamBoothConfig, LoraConfig
+
+
+def test_the_plan_counts_what_the_sweep_will_do(tiny_sweep: Callable[..., SweepConfig]) -> None:
+    """Trials, training steps, scored checkpoints and pictures, the base model's among them."""
+    plan = check_sweep(tiny_sweep())
+    assert (len(plan.trials), plan.num_steps, plan.num_checkpoints) == (4, 16, 8)
+    assert plan.num_images == (8 + 1) * 2
+    assert plan.is_exact
+    assert any("4" in line for line in plan.lines())
+
+
+def test_a_schedule_that_knows_its_end_costs_runs(tiny_sweep: Callable[..., SweepConfig]) -> None:
+    """Under a cosine schedule each scoring point is a trial of its own, and the plan says so."""
+    lora = {"max_train_steps": 4, "train_batch_size": 1}
+    constant = plan_of(tiny_sweep(methods={"lora": lora}))
+    cosine = plan_of(tiny_sweep(methods={"lora": {**lora, "lr_scheduler": "cosine"}}))
+    assert (len(constant.trials), constant.num_steps, constant.num_checkpoints) == (1, 4, 2)
+    assert (len(cosine.trials), cosine.num_steps, cosine.num_checkpoints) == (2, 2 + 4, 2)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_search_is_planned_at_its_number_of_trials(tiny_sweep: Callable[..., SweepConfig], sampler: str) -> None:
+    """Where scores decide, the plan is measured on as many trials drawn at random."""
+    methods = {"lora": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "max_train_steps": 4}}
+    plan = plan_of(tiny_sweep(methods=methods, search={"sampler": sampler, "num_trials": 7}))
+    assert len(plan.trials) == 7
+    assert plan.is_exact is (sampler == "random")
+
+
+def test_sizes_are_read_from_the_base_model(tiny_base: str) -> None:
+    """A local model's own numbers count, not Stable Diffusion 1.5's."""
+    from training.stable_diffusion import load_base_model
+
+    pipeline = load_base_model(tiny_base)
+    sizes = base_sizes(tiny_base)
+    assert sizes.unet == sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    assert sizes.text_encoder == sum(parameter.numel() for parameter in pipeline.text_encoder.parameters())
+    assert sizes.native_size == 64
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_a_checkpoint_takes_the_disk_that_was_estimated(
+    tiny_base: str, photos: Path, tmp_path: Path, method: str, train_text_encoder: bool
+) -> None:
+    """The estimate of a checkpoint's weights is right within the small files around them."""
+    from training.config import SubjectConfig
+    from training.dataset import encode_dataset, load_dataset, prepare_photos
+    from training.train import train
+
+    subject = SubjectConfig(photos=photos, instance_prompt="a photo of sks woman", resolution=64)
+    prepare_photos(subject, tmp_path / "dataset")
+    encode_dataset(tmp_path / "dataset", tiny_base)
+    common: dict[str, Any] = {"max_train_steps": 1, "train_batch_size": 1, "train_text_encoder": train_text_encoder}
+    config = LoraConfig(rank=16, **common) if method == "lora" else DreamBoothConfig(**common)
+    (checkpoint,) = train(config, load_dataset(tmp_path / "dataset"), [1], out_dir=tmp_path, device="cpu")
+    weights = sum(file.stat().st_size for file in checkpoint.dir.rglob("*") if "state" not in file.name)
+    assert weights == pytest.approx(checkpoint_bytes(config, base_sizes(tiny_base)), abs=150_000)
+
+
+def test_stable_diffusion_15s_checkpoints_have_their_known_sizes() -> None:
+    """A LoRA of rank 4 is a file of 3.2 MB and a UNet one of 3.4 GB, as people know them."""
+    assert checkpoint_bytes(LoraConfig(rank=4), STABLE_DIFFUSION_15) == pytest.approx(3.2e6, rel=0.05)
+    assert checkpoint_bytes(DreamBoothConfig(), STABLE_DIFFUSION_15) == pytest.approx(3.44e9, rel=0.01)
+
+
+def test_a_full_disk_is_refused_with_what_is_needed(
+    tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Path, bytes needed and bytes free."""
+    plan = plan_of(tiny_sweep())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ValueError, match=r"needs about \d+ MB of disk, 1 MB are free") as refused:
+        check_disk(plan, RunFolder(tmp_path / "run"))
+    assert str(tmp_path / "run") in str(refused.value)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tiny_sweep: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    """A file in the way is named."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be writable"):
+        check_disk(plan_of(tiny_sweep()), RunFolder(tmp_path / "file" / "run"))
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": machine} for machine in machines])
+
+
+@pytest.mark.parametrize(
+    ("resources", "law"),
+    [
+        ({"gpus_per_trial": 1}, "a trial needs 1 GPU, the most on one machine here is 0"),
+        ({"cpus_per_trial": 9}, "a trial needs 9 CPU, the most on one machine here is 8"),
+    ],
+)
+def test_an_impossible_request_is_refused(
+    tiny_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], law: str
+) -> None:
+    """What no machine has is said at once, where Tune would wait for ever."""
+    cluster_of(monkeypatch, {"CPU": 8}, {"CPU": 4})
+    with pytest.raises(ValueError, match=law):
+        check_cluster(tiny_sweep(resources=resources))
+
+
+def test_resources_must_lie_on_one_machine(
+    tiny_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPUs here and a GPU there do not make a trial."""
+    cluster_of(monkeypatch, {"CPU": 8}, {"CPU": 1, "GPU": 1})
+    with pytest.raises(ValueError, match="no machine has both"):
+        check_cluster(tiny_sweep(resources={"cpus_per_trial": 4, "gpus_per_trial": 1}))
+
+
+@pytest.mark.parametrize(
+    ("resources", "machines", "gpus", "at_once"),
+    [
+        ({}, [{"CPU": 2}], 0, 2),
+        ({}, [{}, {"CPU": 1}, {"CPU": 1}], 0, 2),
+        ({"cpus_per_trial": 2}, [{"CPU": 5}, {"CPU": 3}], 0, 3),
+        ({}, [{"CPU": 16, "GPU": 4}], 1, 4),
+        ({"gpus_per_trial": 0.5}, [{"CPU": 16, "GPU": 2}], 0.5, 4),
+        ({"gpus_per_trial": 0.4}, [{"CPU": 16, "GPU": 2}], 0.4, 4),
+        ({"gpus_per_trial": 2}, [{"CPU": 16, "GPU": 3}], 2, 1),
+        ({"gpus_per_trial": 0}, [{"CPU": 3, "GPU": 1}], 0, 3),
+        ({"gpus_per_trial": 1, "autoscaling": True}, [{"CPU": 2}], 1, 8),
+    ],
+)
+def test_as_many_trials_at_once_as_there_is_room_for(
+    tiny_sweep: Callable[..., SweepConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    resources: dict[str, Any],
+    machines: list[dict[str, float]],
+    gpus: float,
+    at_once: int,
+) -> None:
+    """Room is counted machine by machine; a GPU is taken where there is one, unless the file says otherwise."""
+    cluster_of(monkeypatch, *machines)
+    found = check_cluster(tiny_sweep(resources=resources))
+    assert (found.gpus, found.at_once) == (gpus, at_once)
+    limited = check_cluster(tiny_sweep(resources=resources, search={"sampler": "grid", "max_concurrent_trials": 1}))
+    assert limited.at_once == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "law"),
+    [
+        ("subject", {"photos": "nowhere", "instance_prompt": "sks"}, "nowhere"),
+        ("base_model", "model.ckpt", "pickle"),
+        ("base_model", "/no/such/model", "no such"),
+    ],
+)
+def test_what_cannot_work_is_refused_without_ray(
+    tiny_sweep: Callable[..., SweepConfig], section: str, value: object, law: str
+) -> None:
+    """`check` finds missing photos and base models on this machine."""
+    with pytest.raises(ValueError, match=law):
+        check_sweep(tiny_sweep(**{section: value}))
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "12 bytes"), (3_440_000_000, "3.4 GB"), (2_500_000, "2 MB")])
+def test_bytes_are_readable(count: int, text: str) -> None:
+    """In powers of 1000, as disks are sold."""
+    assert readable_bytes(count) == text
