@@ -234,7 +234,7 @@ def check_disk(plan: Plan, folder: RunFolder) -> None:
         folder.dir.mkdir(parents=True, exist_ok=True)
         probe = folder.dir / f".probe-{uuid.uuid4().hex}"
         probe.write_bytes(b"probe")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{folder.dir}: must be writable: {error.strerror}") from None
     there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
@@ -303,38 +303,54 @@ def _refusal(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) 
     return f"resources: a trial needs {cpus:g} CPU and {gpus:g} GPU on one machine, and no machine has both"
 
 
-def check_shared_folder(folder: RunFolder) -> None:
-    """Refuse a run folder that some machine of the cluster does not see.
+def check_shared(folder: RunFolder, storage: str | None) -> None:
+    """Refuse a run folder, or a storage in its place, that some machine of the cluster does not see.
 
     Raises:
-        ValueError: names the machines.
+        ValueError: names the machines, or says why the storage cannot be written.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(nodes) < 2 and storage is None:
         return
     text = uuid.uuid4().hex
-    probe = folder.dir / f".probe-{text}"
+    probe = folder.dir / f"probe-{text}"
     probe.write_text(text)
-    read = ray.remote(num_cpus=0, max_retries=0)(_read_if_there)
+    read = ray.remote(num_cpus=0, max_retries=0)(_read_probe)
     try:
+        folder.push(probe)
         answers = ray.get(
             [
                 read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(probe)
+                    str(folder.dir), storage, probe.name
                 )
                 for node in nodes
             ]
         )
+    except OSError as error:
+        raise ValueError(f"storage: {storage} must be writable: {error}") from None
     finally:
-        probe.unlink()
+        probe.unlink(missing_ok=True)
+    folder.push(probe)  # which takes it away there too
     blind = [node["NodeManagerAddress"] for node, answer in zip(nodes, answers, strict=True) if answer != text]
     if blind:
-        raise ValueError(f"{folder.dir}: must be a folder that every machine sees, and {', '.join(blind)} does not")
+        place = folder.dir if storage is None else storage
+        raise ValueError(
+            f"{place}: must be seen by every machine of the cluster, and {', '.join(blind)} does not see it"
+        )
 
 
-def _read_if_there(path: str) -> str | None:
-    file = Path(path)
-    return file.read_text() if file.is_file() else None
+def _read_probe(run_dir: str, storage: str | None, name: str) -> str | None:
+    from sweeps.mirror import open_run
+
+    folder = open_run(run_dir, storage)
+    folder.pull(folder.dir / name)
+    file = folder.dir / name
+    if not file.is_file():
+        return None
+    text = file.read_text()
+    if storage is not None:
+        file.unlink(missing_ok=True)
+    return text

@@ -40,19 +40,29 @@ import training
 from evaluation.score import EVALUATOR_VERSION
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.live import Board, Display, Gauges, fill_board, leaderboard_file
+from sweeps.mirror import open_run
 from sweeps.preflight import (
     TrialResources,
     check_cluster,
     check_disk,
-    check_shared_folder,
+    check_shared,
     check_sweep,
 )
-from sweeps.renders import render_run, renders_are_due
+from sweeps.renders import renders_are_due
 from sweeps.results import read_results, write_results_csv
 from sweeps.search import LedgerSearcher, is_complete, num_planned
 from sweeps.space import config_hash, largest
-from sweeps.store import RunFolder, TrialRecord
-from sweeps.trial import SweepTrial, explain_failure, prepare_run, prepare_subject, report_of
+from sweeps.store import BASE_TRIAL, RunFolder, TrialRecord
+from sweeps.trial import (
+    SweepTrial,
+    drop_training_state,
+    explain_failure,
+    prepare_run,
+    prepare_subject,
+    render_best,
+    report_of,
+)
+from training.checkpoint import STATE_FILE
 from training.config import SubjectConfig
 from training.photos import find_photos, read_caption
 
@@ -86,16 +96,18 @@ def run_sweep(
         ValueError: something that the user can mend, found before the first trial.
         SweepInterrupted: a signal ended it; the same call goes on.
     """
-    folder = RunFolder(Path(out_dir) / config.name)
     plan = check_sweep(config)
+    folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock():
+        folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
+        folder.pull(folder.trials_dir, without=STATE_FILE)
         folder.claim("photos", photos_key(config.subject))
         folder.claim("evaluation", evaluation_key(config))
         check_disk(plan, folder)
         if not (is_complete(config, folder) and _same_models(config, folder)) or renders_are_due(folder.dir):
             _run_on_ray(config, folder, address, console)
         folder.write_sweep(resolved_yaml(config))
-        write_results_csv(read_results(folder.dir))
+        folder.push(folder.sweep_file, write_results_csv(read_results(folder.dir)))
     return folder.dir
 
 
@@ -112,13 +124,14 @@ def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with _ray_session(address, console), _ending_on_signals(folder):
         resources = check_cluster(config)
-        check_shared_folder(folder)
+        check_shared(folder, config.storage)
         if not folder.sweep_file.exists():
             folder.write_sweep(resolved_yaml(config))
         _prepare(config, folder, resources, console)
         folder.write_sweep(resolved_yaml(config))  # only now: what it replaces may be of a sweep that this one is not
+        folder.push(folder.sweep_file)
         _run_trials(config, folder, resources, console)
-        _render_best(folder, resources, console)
+        _render_best(config, folder, resources, console)
 
 
 def photos_key(subject: SubjectConfig) -> str:
@@ -209,12 +222,14 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     """Once a sweep: photos here, everything that needs the base model where trials run."""
     _say(console, "preparing the photos")
     prepare_subject(config, folder)
+    folder.push(folder.identity_file, folder.dataset_dir)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
         for stage in task.remote(config, str(folder.dir), resources.device):
             _say(console, ray.get(stage))
     except RayTaskError as error:
         raise error.cause from None if isinstance(error.cause, ValueError) else error
+    folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
 
 
 def _say(console: Console | None, text: str) -> None:
@@ -222,14 +237,15 @@ def _say(console: Console | None, text: str) -> None:
         console.print(text, highlight=False)
 
 
-def _render_best(folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""
     if not renders_are_due(folder.dir):
         return
     _say(console, "rendering the best trials")
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(render_run)
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(render_best)
     try:
-        ray.get(task.remote(str(folder.dir)))
+        ray.get(task.remote(str(folder.dir), config.storage))
+        folder.pull(folder.renders_dir)
     except RayError as error:
         reason = explain_failure(getattr(error, "cause", None) or error)
         _say(console, f"no renders: {reason}; repeat them with: dreamsweep render {folder.dir}")
@@ -239,6 +255,8 @@ def _render_best(folder: RunFolder, resources: TrialResources, console: Console 
 
 
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+    if is_complete(config, folder):
+        return
     board = Board(config.name, config.champion, num_planned(config))
     fill_board(board, folder)
     display = Display(board, console, leaderboard_file(config.name))
@@ -246,7 +264,12 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         config,
         folder,
         key=lambda trial: folder.identity_key(config_hash(trial)),
-        extra={"run_dir": str(folder.dir), "cpus": resources.cpus, "gpus": resources.gpus},
+        extra={
+            "run_dir": str(folder.dir),
+            "storage": config.storage,
+            "cpus": resources.cpus,
+            "gpus": resources.gpus,
+        },
         at_once=resources.at_once,
         changed=board.put,
     )
@@ -321,6 +344,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         record = self._read(trial)
         if not record.is_over:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
+            drop_training_state(self._folder, record.trial)
         self._display.changed(record)
 
     def on_trial_recover(self, trial: Any, **_: Any) -> None:

@@ -167,6 +167,18 @@ class RunFolder:
         """The base model's record."""
         return self.read(BASE_TRIAL)
 
+    def push(self, *parts: Path) -> None:
+        """Let other machines have these files and folders: nothing to do, the folder is shared."""
+
+    def pull(self, *parts: Path, ending: str = "", without: str | None = None) -> None:
+        """Get what other machines wrote: nothing to do, the folder is shared.
+
+        Args:
+            parts: files and folders in the run folder.
+            ending: only files whose name ends so.
+            without: not the files of this name.
+        """
+
     def claim(self, part: str, key: str) -> None:
         """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.
 

@@ -22,7 +22,9 @@ from evaluation.prompt import check_clip, load_clip
 from evaluation.render import check_render
 from evaluation.score import score_images
 from sweeps.config import SweepConfig, load_sweep, rare_token
-from sweeps.results import qualifies
+from sweeps.mirror import open_run
+from sweeps.renders import render_run
+from sweeps.results import path_in_run, qualifies, read_results
 from sweeps.search import best_checkpoint, lesson, read_config
 from sweeps.space import corners_of, largest, scoring_points, trial_name
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
@@ -60,7 +62,9 @@ def prepare_run(config: SweepConfig, run_dir: str, device: str) -> Iterator[str]
     Raises:
         ValueError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
     """
-    folder = RunFolder(run_dir)
+    folder = open_run(run_dir, config.storage)
+    shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+    folder.pull(*shared)
     _use_threads(config)
     yield "checking the models"
     check_precision(config, device)
@@ -79,6 +83,23 @@ def prepare_run(config: SweepConfig, run_dir: str, device: str) -> Iterator[str]
     if base is None or not base.is_over:
         yield "scoring the base model"
         score_base(config, folder, device)
+    folder.push(*shared)
+
+
+def render_best(run_dir: str, storage: str | None) -> None:
+    """Render a run's best trials where trials run.
+
+    Raises:
+        ValueError: from `render_run`.
+    """
+    folder = open_run(run_dir, storage)
+    folder.pull(folder.sweep_file)
+    folder.pull(folder.trials_dir, ending="trial.json")
+    for row in read_results(folder.dir).best_of_each_trial():
+        if row.checkpoint is not None:
+            folder.pull(path_in_run(folder.dir, row.checkpoint))
+    render_run(folder.dir)
+    folder.push(folder.renders_dir)
 
 
 def class_images_needed(config: SweepConfig) -> int:
@@ -157,7 +178,7 @@ def score_checkpoint(
 class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial as Ray Tune runs it: one `step()` a scoring point, named by its `repr` on the dashboard.
 
-    Its config holds `trial`, the trial's own `config`, `run_dir`, `cpus` and `gpus`.
+    Its config holds `trial`, the trial's own `config`, `run_dir`, `storage`, `cpus` and `gpus`.
     """
 
     @classmethod
@@ -167,7 +188,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
-        self._folder = RunFolder(config["run_dir"])
+        self._folder = open_run(config["run_dir"], config["storage"])
+        self._folder.pull(self._folder.sweep_file, self._folder.dataset_dir, self._folder.trial_dir(config["trial"]))
         self._device = "cuda" if config["gpus"] else "cpu"
         record = self._folder.read(config["trial"])
         assert record is not None, "the searcher writes a trial before Ray starts it"
@@ -212,12 +234,13 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         checkpoint = next(self._points)
         scored = score_checkpoint(self._config, self._folder, self._record.trial, checkpoint, self._device)
         is_last = checkpoint.step == self._scoring_points[-1]
+        if is_last:
+            drop_training_state(self._folder, self._record.trial)
+        self._folder.push(self._folder.trial_dir(self._record.trial))  # before the ledger speaks of it
         self._write(
             checkpoints=[*self._record.checkpoints, scored.model_copy(update=self._progress())],
             status="finished" if is_last else "running",
         )
-        if is_last:
-            (checkpoint.dir / STATE_FILE).unlink(missing_ok=True)  # twice the weights, and of no use any more
 
     def _progress(self) -> dict[str, float | None]:
         """Seconds of the trial's life so far and the mean loss since the scoring point before."""
@@ -280,6 +303,12 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing to load: `setup` found everything in the run folder."""
+
+
+def drop_training_state(folder: RunFolder, trial: str) -> None:
+    """Free what only going on would need, twice the weights, once a trial does not go on."""
+    for state in folder.trial_dir(trial).glob(f"checkpoint-*/{STATE_FILE}"):
+        state.unlink()
 
 
 def report_of(record: TrialRecord, folder: RunFolder) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def begin(folder: RunFolder, config: TrialConfig = TRIAL) -> SweepTrial:
                 key=config_hash(config),
             )
         )
-    return SweepTrial({"trial": trial, "run_dir": str(folder.dir), "cpus": 1, "gpus": 0})
+    return SweepTrial({"trial": trial, "run_dir": str(folder.dir), "storage": None, "cpus": 1, "gpus": 0})
 
 
 def read(folder: RunFolder, config: TrialConfig = TRIAL) -> TrialRecord:
