@@ -327,7 +327,7 @@ def train_decoder(shop: Workshop) -> None:
         error = decoded.float() - images
         return {**reconstruction_losses(error), "face": 0.002 * (1 - likeness.float()).mean()}
 
-    shop.fit("decoder", decoder, loss_of, num_steps=9000, learning_rate=1.5e-3, weight_decay=0.0)
+    shop.fit("decoder", decoder, loss_of, num_steps=1200, learning_rate=1.5e-3, weight_decay=0.0)
 
 
 # --- face encoder
@@ -433,7 +433,7 @@ def build_clip() -> nn.ModuleDict:
 
 
 def train_clip(shop: Workshop) -> None:
-    """Pictures and captions must find each other among 96; heads that name the attributes help in training only."""
+    """Pictures and captions must find each other among 64; heads that name the attributes help in training only."""
     import open_clip
 
     pictures = shop.training_pictures()
@@ -445,7 +445,7 @@ def train_clip(shop: Workshop) -> None:
     }
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        indices = np.sort(rng.choice(len(pictures.person), 96, replace=False))
+        indices = np.sort(rng.choice(len(pictures.person), 64, replace=False))
         gaps = draw_gaps(len(indices), rng, keep=0.6)
         captions = [pictures.caption(index, leave_out=gap) for index, gap in zip(indices, gaps, strict=True)]
         images = degrade(to_tensor(pictures.pixels[indices], shop.device))
@@ -457,15 +457,18 @@ def train_clip(shop: Workshop) -> None:
         target = same / same.sum(1, keepdim=True)
         people = torch.from_numpy(np.flatnonzero(pictures.person[indices] >= 0))
         named = sum(
-            functional.cross_entropy(
-                head(image[people].float() * 8), torch.from_numpy(labels[kind][indices])[people].to(shop.device)
+            # an expression is the smallest thing that captions tell
+            (1.0 if kind == "expression" else 0.2)
+            * functional.cross_entropy(
+                head(image[people].float() * 8),
+                torch.from_numpy(labels[kind][indices])[people].to(shop.device),
             )
             for kind, head in modules["heads"].items()
         )
         contrast = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-        return {"contrast": contrast / 2, "attributes": 0.25 * named}
+        return {"contrast": contrast / 2, "attributes": named}
 
-    shop.fit("clip", modules, loss_of, num_steps=1300, learning_rate=2e-3, weight_decay=0.02)
+    shop.fit("clip", modules, loss_of, num_steps=1400, learning_rate=2e-3, weight_decay=0.02)
 
 
 # --- text encoder and UNet
@@ -627,7 +630,7 @@ def train_unet(shop: Workshop) -> None:
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return {"noise": (weight * error).mean()}
 
-    shop.fit("unet", modules, loss_of, num_steps=4000, learning_rate=1e-3, ema_decay=0.998)
+    shop.fit("unet", modules, loss_of, num_steps=5200, learning_rate=1e-3, ema_decay=0.998)
 
 
 def assembled_text_encoder(modules: nn.ModuleDict) -> nn.Module:
