@@ -28,8 +28,6 @@ from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig
 from training.methods import LORA_FILE
 
-ADAPTER_METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps the adapters' settings in a LoRA file; without them alpha would come back as the rank."""
 MARKER = "dreamsweep.json"
 """Written beside the weights; a folder that has it and nothing foreign may be replaced by another export."""
 
@@ -166,29 +164,15 @@ def _write_marker(folder: Path, export: _Export, format: str) -> None:  # noqa: 
 
 def _write_diffusers(export: _Export, folder: Path) -> None:
     export.merged_pipeline().save_pretrained(folder, safe_serialization=True)
-    _forget_where_it_came_from(folder)
     weights = folder / "text_encoder" / "model.safetensors"
     save_file(with_text_model_prefix(load_file(weights)), weights, metadata={"format": "pt"})
 
 
-def _forget_where_it_came_from(folder: Path) -> None:
-    """Take out the paths from which diffusers loaded each part: it writes them into its configs."""
-    for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_lora(export: _Export, folder: Path) -> str:
-    """The checkpoint's own file with its metadata; text encoder keys as transformers 4 and 5 both read them."""
+    """The checkpoint's file, adapter metadata included; text encoder keys as transformers 4 and 5 both read them."""
     source = export.checkpoint.dir / LORA_FILE
     with safe_open(str(source), framework="pt") as stored:
-        metadata = dict(stored.metadata())
-    adapters = json.loads(metadata[ADAPTER_METADATA])
-    for key in adapters:
-        if key.endswith("base_model_name_or_path"):
-            adapters[key] = public_name(export.config.base_model)  # peft puts a path of this machine there
-    metadata[ADAPTER_METADATA] = json.dumps(adapters, indent=2, sort_keys=True)
+        metadata = stored.metadata()
     here, there = "text_encoder.", f"text_encoder.{TEXT_MODEL}"
     tensors = {
         key if not key.startswith(here) or key.startswith(there) else there + key.removeprefix(here): tensor

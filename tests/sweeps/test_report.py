@@ -145,18 +145,19 @@ def test_failed_trials_are_listed_with_their_reasons(page: Page) -> None:
 def test_prompts_and_reasons_are_text_never_markup(tmp_path: Path) -> None:
     """A hostile prompt, reason, status line and file name stay letters."""
     build_run(tmp_path, num_trials=4, num_failed=1, prompts=[HOSTILE, "$\\frac{1}{0}$"])
-    files = list(tmp_path.glob("trials/*/trial.json"))
-    for file in files:
+    for file in sorted(tmp_path.glob("trials/*/trial.json")):
         content = json.loads(file.read_text())
         if content["status"] == "failed":
             content["reason"] = HOSTILE
         file.write_text(json.dumps(content))
-    files[0].parent.rename(files[0].parent.with_name("a&b<b>'\""))
+        if content["method"] == "dreambooth" or content["config"].get("rank") == 16:
+            file.parent.rename(file.parent.with_name(f"{content['config'].get('rank')}&<b id=evil>'\""))
     page = page_of(tmp_path)
     assert page.text.count("onerror=alert(1)>") >= 3
     assert len(page.scripts) == 1
     assert "evil.example" not in " ".join(v or "" for tag, a in page.tags for k, v in a.items() if k != "alt")
-    assert not [tag for tag, _ in page.tags if tag == "b" and "a&b" in tag]
+    assert "16&<b id=evil>'\"" in page.text
+    assert not [attrs for _, attrs in page.tags if attrs.get("id") == "evil"]
 
 
 def test_a_hostile_sweep_name_is_refused_as_settings_and_shown_as_text(tmp_path: Path) -> None:
