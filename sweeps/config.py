@@ -170,6 +170,16 @@ def _brief(value: Range | Choices) -> str:
     return shorten(value.model_dump(exclude_none=True, exclude_defaults=True))
 
 
+def class_images_needed(config: SweepConfig) -> int:
+    """The most class images that any trial asks for; 0 without prior preservation."""
+    return max(
+        int(largest(space, method, "num_class_images"))
+        if True in corners_of(space.get("with_prior_preservation", False))
+        else 0
+        for method, space in config.methods.items()
+    )
+
+
 def rare_token(subject: SubjectConfig) -> str:
     """The words that name the person, which no CLIP model knows."""
     if subject.rare_token is not None:

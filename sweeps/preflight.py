@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, class_images_needed
 from sweeps.search import listed_trials, num_planned
 from sweeps.space import TrialConfig, scoring_points
 from sweeps.store import RunFolder
@@ -63,6 +63,8 @@ class Plan:
     """Scoring points of all trials, the base model's not counted."""
     num_images: int
     """Pictures to generate and score, the base model's counted."""
+    num_class_images: int
+    """Pictures of the class prompt that the base model draws once for all trials."""
     disk_bytes: int
 
     def lines(self) -> list[str]:
@@ -71,11 +73,12 @@ class Plan:
         about = "" if self.is_exact else "about "
         stopping = ", fewer with early stopping" if config.search.early_stopping != "none" else ""
         methods = ", ".join(config.methods)
+        once = f", {self.num_class_images:,} class images once" if self.num_class_images else ""
         return [
             f"sweep     {config.name}: {methods}; {config.search.sampler} search, seed {config.search.seed}",
             f"trials    {len(self.trials)}",
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
-            f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures with the base's",
+            f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures (and base){once}",
             f"disk      about {readable_bytes(self.disk_bytes)}",
         ]
 
@@ -116,6 +119,7 @@ def plan_of(config: SweepConfig) -> Plan:
     num_checkpoints = sum(map(len, points))
     images_each = len(config.evaluation.prompts) * config.evaluation.images_per_prompt
     num_images = images_each * (num_checkpoints + 1)
+    num_class_images = class_images_needed(config)
     side = sizes.native_size
     pixels = (config.evaluation.width or side) * (config.evaluation.height or side)
     weights = sum(len(p) * checkpoint_bytes(trial, sizes) for p, trial in zip(points, trials, strict=True))
@@ -128,7 +132,13 @@ def plan_of(config: SweepConfig) -> Plan:
         num_steps=sum(trial.max_train_steps for trial in trials),
         num_checkpoints=num_checkpoints,
         num_images=num_images,
-        disk_bytes=int(weights + sum(states) + num_images * pixels * BYTES_PER_PIXEL),
+        num_class_images=num_class_images,
+        disk_bytes=int(
+            weights
+            + sum(states)
+            + num_images * pixels * BYTES_PER_PIXEL
+            + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
+        ),
     )
 
 

@@ -283,8 +283,6 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
             num_samples=-1,
             search_alg=searcher,
             scheduler=_scheduler(config, folder),
-            metric="champion_score",
-            mode="max",
             max_failures=MAX_MACHINE_FAILURES,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -345,6 +343,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if not record.is_over:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
             drop_training_state(self._folder, record.trial)
+            self._folder.push(self._folder.trial_dir(record.trial))
         self._display.changed(record)
 
     def on_trial_recover(self, trial: Any, **_: Any) -> None:

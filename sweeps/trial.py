@@ -21,12 +21,12 @@ from evaluation.generate import generate, generation_dtype, load_images, save_im
 from evaluation.prompt import check_clip, load_clip
 from evaluation.render import check_render
 from evaluation.score import score_images
-from sweeps.config import SweepConfig, load_sweep, rare_token
+from sweeps.config import SweepConfig, class_images_needed, load_sweep, rare_token
 from sweeps.mirror import open_run
 from sweeps.renders import render_run
 from sweeps.results import path_in_run, qualifies, read_results
 from sweeps.search import best_checkpoint, lesson, read_config
-from sweeps.space import corners_of, largest, scoring_points, trial_name
+from sweeps.space import corners_of, scoring_points, trial_name
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
 from training.checkpoint import STATE_FILE, Checkpoint, latest_checkpoint, load_pipeline, open_checkpoint
 from training.dataset import encode_dataset, find_photos, load_dataset, prepare_photos
@@ -100,16 +100,6 @@ def render_best(run_dir: str, storage: str | None) -> None:
             folder.pull(path_in_run(folder.dir, row.checkpoint))
     render_run(folder.dir)
     folder.push(folder.renders_dir)
-
-
-def class_images_needed(config: SweepConfig) -> int:
-    """The most class images that any trial asks for; 0 without prior preservation."""
-    return max(
-        int(largest(space, method, "num_class_images"))
-        if True in corners_of(space.get("with_prior_preservation", False))
-        else 0
-        for method, space in config.methods.items()
-    )
 
 
 def check_precision(config: SweepConfig, device: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweeps.config import MAX_FILE_BYTES, SweepConfig, load_sweep, parse_sweep, resolved_yaml
+from sweeps.config import MAX_FILE_BYTES, SweepConfig, class_images_needed, load_sweep, parse_sweep, resolved_yaml
 from sweeps.space import Choices, Range
 
 SWEEP = """
@@ -216,3 +216,11 @@ def test_a_sweep_is_frozen() -> None:
     assert isinstance(config, SweepConfig)
     with pytest.raises(ValueError, match="frozen"):
         config.name = "eve"
+
+
+def test_class_images_are_made_for_the_trial_that_wants_most(sweep_file: Path) -> None:
+    """One set serves all trials; without prior preservation anywhere there is none."""
+    assert class_images_needed(load_sweep(sweep_file)) == 100
+    more = "methods.dreambooth.num_class_images={choices: [50, 200]}"
+    assert class_images_needed(load_sweep(sweep_file, [more])) == 200
+    assert class_images_needed(load_sweep(sweep_file, ["methods.dreambooth.with_prior_preservation=false"])) == 0

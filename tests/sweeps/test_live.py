@@ -13,42 +13,13 @@ from rich.console import Console
 
 from sweeps.config import ChampionConfig
 from sweeps.live import Board, Display, readable_time
-from sweeps.store import ScoredCheckpoint, TrialRecord
-from training.config import LoraConfig
-
-
-def entry(step: int, face_similarity: float, prompt_alignment: float = 0.25) -> ScoredCheckpoint:
-    return ScoredCheckpoint(
-        step=step,
-        checkpoint="c",
-        images="i",
-        face_similarity=face_similarity,
-        prompt_alignment=prompt_alignment,
-        num_images=4,
-        num_faces=4,
-    )
-
-
-def record(trial: str, *checkpoints: ScoredCheckpoint, **changes: object) -> TrialRecord:
-    config = LoraConfig(rank=4, learning_rate=1e-4, max_train_steps=400)
-    made = TrialRecord(
-        trial=trial,
-        method="lora",
-        status="running",
-        config=config.model_dump(mode="json"),
-        key="k",
-        checkpoints=list(checkpoints),
-        seconds=10.0 * len(checkpoints),
-    )
-    return made.model_copy(update=changes)
+from tests.sweeps.ledger_entries import entry, record
 
 
 @pytest.fixture
 def board() -> Board:
     board = Board("ada", ChampionConfig(), num_planned=4)
-    board.put(
-        TrialRecord(trial="base", method="base", status="finished", config={}, key="k", checkpoints=[entry(0, 0.1)])
-    )
+    board.put(record("base", entry(0, 0.1)))
     board.put(record("a", entry(200, 0.3)))
     board.put(record("b", entry(200, 0.4), entry(400, 0.5), status="finished"))
     board.put(record("c", entry(200, 0.9, prompt_alignment=0.1), status="stopped"))

@@ -15,13 +15,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, resolved_yaml
 from sweeps.results import read_results
 from sweeps.store import RunFolder
+from sweeps.trial import report_of
+from tests.sweeps.ledger_entries import entry, record
 from tests.sweeps.logged_trial import LoggedTrial, read_log
 from tests.sweeps.tiny_sweep import write_sweep
 
@@ -159,6 +162,28 @@ def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str], second
 def times(folder: Path) -> dict[str, int]:
     """When each file was last written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_early_stopping_remembers_the_trials_of_earlier_drivers(
+    tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    """A newcomer is measured against what the ledger holds, although this Tune experiment never saw it."""
+    from sweeps.run import _scheduler
+
+    folder = RunFolder(tmp_path)
+    folder.write_sweep(resolved_yaml(config := tiny_sweep(search={"sampler": "grid", "early_stopping": "asha"})))
+    folder.write(record("base", entry(0, 0.1)))
+    for trial, likeness in [("a", 0.7), ("b", 0.8), ("c", 0.9)]:
+        folder.write(record(trial, entry(2, likeness)))
+    scheduler = _scheduler(config, folder)
+    assert scheduler.set_search_properties(None, None)
+    decisions = []
+    for likeness, alignment in [(0.2, 0.25), (0.95, 0.25), (0.95, 0.1)]:
+        newcomer = SimpleNamespace(trial_id=f"new {likeness} {alignment}")
+        scheduler.on_trial_add(None, newcomer)
+        so_far = report_of(record("new", entry(2, likeness, alignment)), folder)
+        decisions.append(scheduler.on_trial_result(None, newcomer, so_far))
+    assert decisions == ["STOP", "CONTINUE", "STOP"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

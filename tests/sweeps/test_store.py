@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.store import RunFolder, ScoredCheckpoint, TrialRecord
+from sweeps.store import RunFolder
+from tests.sweeps.ledger_entries import entry, record
 
 WRITER = """
 import sys
@@ -32,28 +33,10 @@ while True:
 """Writes ever newer records and says each number only after the write has returned."""
 
 
-def record(trial: str = "lora_r4_lr1e-4_abcdef", **changes: object) -> TrialRecord:
-    return TrialRecord(trial=trial, method="lora", status="running", config={"rank": 4}, key="k").model_copy(
-        update=changes
-    )
-
-
-def entry(step: int, face_similarity: float = 0.5, prompt_alignment: float = 0.25) -> ScoredCheckpoint:
-    return ScoredCheckpoint(
-        step=step,
-        checkpoint=f"trials/t/checkpoint-{step}",
-        images=f"trials/t/images-{step}",
-        face_similarity=face_similarity,
-        prompt_alignment=prompt_alignment,
-        num_images=4,
-        num_faces=3,
-    )
-
-
 def test_a_record_reads_back_equal(tmp_path: Path) -> None:
     """What was written is what is read, scores included."""
     folder = RunFolder(tmp_path / "run")
-    written = record(checkpoints=[entry(200), entry(400)], seconds=3.5, num_restarts=2)
+    written = record("t", entry(200), entry(400), seconds=3.5, num_restarts=2)
     folder.write(written)
     assert folder.read(written.trial) == written
     assert folder.trials() == [written]
@@ -63,7 +46,7 @@ def test_a_record_reads_back_equal(tmp_path: Path) -> None:
 def test_the_base_models_row_is_no_trial(tmp_path: Path) -> None:
     """The zero line stands beside the trials, not among them."""
     folder = RunFolder(tmp_path)
-    base = TrialRecord(trial="base", method="base", status="finished", config={}, key="k")
+    base = record("base", entry(0))
     folder.write(base)
     assert folder.base() == base
     assert folder.trials() == []
