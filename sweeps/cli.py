@@ -90,9 +90,13 @@ def run(
 def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> Path:
     from sweeps.config import load_sweep
     from sweeps.report import write_report
-    from sweeps.run import run_sweep
+    from sweeps.run import SweepInterrupted, run_sweep
 
-    run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
+    try:
+        run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
+    except SweepInterrupted as interruption:
+        _complain(str(interruption))
+        raise typer.Exit(1) from None
     report_path = write_report(run_dir)
     results = _read(run_dir)
     _print_leaderboard(results, top=10)

@@ -26,12 +26,12 @@ from sweeps.mirror import open_run
 from sweeps.renders import render_run
 from sweeps.results import path_in_run, qualifies, read_results
 from sweeps.search import best_checkpoint, lesson, read_config
-from sweeps.space import corners_of, scoring_points, trial_name
+from sweeps.space import METHODS, corners_of, scoring_points, trial_name
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
 from training.checkpoint import STATE_FILE, Checkpoint, latest_checkpoint, load_pipeline, open_checkpoint
 from training.dataset import encode_dataset, find_photos, load_dataset, prepare_photos
 from training.stable_diffusion import base_model_fingerprint
-from training.train import train
+from training.train import check_training, train
 
 SETTINGS_ERRORS = (ValueError, torch.OutOfMemoryError)
 """Failures that the same settings would meet again: a law broken, a loss or picture not finite, a GPU too small."""
@@ -67,7 +67,7 @@ def prepare_run(config: SweepConfig, run_dir: str, device: str) -> Iterator[str]
     folder.pull(*shared)
     _use_threads(config)
     yield "checking the models"
-    check_precision(config, device)
+    check_trainable(config, device)
     check_clip(config.evaluation.clip)
     if config.render is not None:
         check_render(config.render)
@@ -102,15 +102,18 @@ def render_best(run_dir: str, storage: str | None) -> None:
     folder.push(folder.renders_dir)
 
 
-def check_precision(config: SweepConfig, device: str) -> None:
-    """Refuse a mixed precision that the device does not have."""
+def check_trainable(config: SweepConfig, device: str) -> None:
+    """Refuse a precision or an optimizer that this machine does not have, whichever trial would ask for it."""
     for method, space in config.methods.items():
-        asked = corners_of(space.get("mixed_precision", "no"))
-        place = f"methods.{method}.mixed_precision"
-        if "fp16" in asked and device == "cpu":
-            raise ValueError(f"{place}: fp16 needs a GPU, and trials run on the CPU; use no or bf16")
-        if "bf16" in asked and device != "cpu" and not torch.cuda.is_bf16_supported():
-            raise ValueError(f"{place}: bf16 needs a newer GPU than {torch.cuda.get_device_name()}; use fp16")
+        for mixed_precision in corners_of(space.get("mixed_precision", "no")):
+            for use_8bit_adam in corners_of(space.get("use_8bit_adam", False)):
+                trial = METHODS[method].model_validate(
+                    {"mixed_precision": mixed_precision, "use_8bit_adam": use_8bit_adam}
+                )
+                try:
+                    check_training(trial, device)
+                except ValueError as error:
+                    raise ValueError(f"methods.{method}.{error}") from None
 
 
 def score_base(config: SweepConfig, folder: RunFolder, device: str) -> None:

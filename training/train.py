@@ -82,11 +82,13 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
     """Refuse, without loading anything, what this machine cannot train.
 
     Raises:
-        ValueError: fp16 without a GPU, or 8-bit Adam without its library.
+        ValueError: fp16 without a GPU, bf16 on a GPU that lacks it, or 8-bit Adam without its library.
     """
     device = choose_device(device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ValueError("mixed_precision: fp16 needs a GPU, got device cpu (no and bf16 train on a CPU)")
+    if config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"mixed_precision: bf16 needs a newer GPU than {torch.cuda.get_device_name(device)}; use fp16")
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise ValueError(
             "use_8bit_adam: needs bitsandbytes, which is not installed: pip install 'dreamsweep[adam8bit]'"
