@@ -38,8 +38,7 @@ def test_a_submitted_sweep_uses_both_workers(
     cluster: Cluster, tmp_path: Path, tiny_base: str, tiny_clip: str, photos: Path
 ) -> None:
     """`ray job submit -- dreamsweep run ... --address auto` scores every trial, on both workers, none on the head."""
-    clip = tiny_clip.removeprefix("local-dir:")
-    mapping = sweep_mapping(tiny_base, photos, clip, build_face_encoder(tmp_path / "face"))
+    mapping = sweep_mapping(tiny_base, photos, tiny_clip, build_face_encoder(tmp_path / "face"))
     sweep = write_sweep(tmp_path / "tiny.yaml", mapping)
     command = [str(Path(sys.executable).with_name("dreamsweep")), "run", str(sweep)]
     entrypoint = shlex.join([*command, "--out", str(tmp_path / "runs"), "--address", "auto"])
