@@ -63,6 +63,8 @@ class Bench:
     people: list[Identity]
     face: FaceEncoder
     clip: ClipScorer
+    seeds: list[int]
+    """Of the personalised trials."""
 
     @property
     def base_model(self) -> str:
@@ -70,11 +72,11 @@ class Bench:
         return str(self.family / "base_model")
 
 
-def open_bench(family: Path, work: Path) -> Bench:
+def open_bench(family: Path, work: Path, seeds: list[int]) -> Bench:
     """Load the judges; the unseen people are those that `train_family.py` keeps aside."""
     clip = load_clip(ClipConfig(model=f"local-dir:{family / 'clip'}", pretrained=None), "cpu")
     people = train_family.draw_people(train_family.NUM_UNSEEN_PEOPLE, seed=2)
-    return Bench(family, work, people, load_face_encoder(str(family / "face_encoder"), "cpu"), clip)
+    return Bench(family, work, people, load_face_encoder(str(family / "face_encoder"), "cpu"), clip, seeds)
 
 
 def draw_shots(num_shots: int, seed: int) -> list[Shot]:
@@ -305,7 +307,7 @@ def run_trial(
     )
     dataset = load_dataset(folder / "dataset")
     pictures_wanted = evaluation(PROMPTS, 2, seed=100 * config.seed)
-    scores = []
+    scores: list[dict[str, float]] = []
 
     def score(step: int, pipeline: object) -> None:
         pictures = list(generate(pipeline, pictures_wanted))  # type: ignore[arg-type]
@@ -321,7 +323,12 @@ def run_trial(
         save_sheet([picture.image for picture in pictures], folder / f"{name}-{step}.png", columns=8)
 
     start = time.monotonic()
-    score(0, load_base_model(bench.base_model))
+    base_file = folder / f"base-s{config.seed}.json"
+    if base_file.exists():
+        scores += json.loads(base_file.read_text())
+    else:
+        score(0, load_base_model(bench.base_model))
+        base_file.write_text(json.dumps(scores))
     for checkpoint in train(config, dataset, at_steps, out_dir=folder / name):
         pipeline = load_pipeline(checkpoint, bench.base_model)
         score(checkpoint.step, pipeline)
@@ -341,21 +348,21 @@ def class_variety(bench: Bench, pipeline: object) -> dict[str, float]:
     return {"class_alike_before": alike[0], "class_alike_after": alike[1]}
 
 
-NUM_SUBJECTS, SEEDS, RANKS = 5, (0, 1, 2), (1, 4, 16)
-LORA_STEPS, DREAMBOOTH_STEPS = [100, 200, 300], [100, 200, 300]
-LORA_RATE, DREAMBOOTH_RATE = 2e-3, 2e-4
+NUM_SUBJECTS, RANKS = 5, (1, 4, 16)
+AT_STEPS = [80, 160]
+LORA_RATE, DREAMBOOTH_RATE = 4e-3, 3e-4
 
 
 def lora(rank: int, seed: int = 0, factor: float = 1.0) -> LoraConfig:
     """A LoRA trial on upstream's default layers, at the good learning rate times `factor`."""
-    return LoraConfig(rank=rank, learning_rate=LORA_RATE * factor, max_train_steps=LORA_STEPS[-1], seed=seed)
+    return LoraConfig(rank=rank, learning_rate=LORA_RATE * factor, max_train_steps=AT_STEPS[-1], seed=seed)
 
 
 def dreambooth(seed: int = 0, prior: bool = False) -> DreamBoothConfig:
     """A DreamBooth trial, by wish with prior preservation."""
     return DreamBoothConfig(
         learning_rate=DREAMBOOTH_RATE,
-        max_train_steps=DREAMBOOTH_STEPS[-1],
+        max_train_steps=AT_STEPS[-1],
         seed=seed,
         with_prior_preservation=prior,
         num_class_images=60,
@@ -384,9 +391,9 @@ def measure_personalised(bench: Bench) -> Iterator[Row]:
     shares, ranks, likenesses, subjects, gains = [], [], [], [], []
     for person in range(NUM_SUBJECTS):
         _, _, real = subject_references(bench, person)
-        for seed in SEEDS:
-            trials = {rank: run_trial(bench, person, lora(rank, seed), LORA_STEPS) for rank in RANKS}
-            full = run_trial(bench, person, dreambooth(seed), DREAMBOOTH_STEPS)
+        for seed in bench.seeds:
+            trials = {rank: run_trial(bench, person, lora(rank, seed), AT_STEPS) for rank in RANKS}
+            full = run_trial(bench, person, dreambooth(seed), AT_STEPS)
             base = full[0]["face"]
             likeness = {rank: (best(scores) - base) / (real - base) for rank, scores in trials.items()}
             shares.append(max(likeness.values()))
@@ -399,7 +406,7 @@ def measure_personalised(bench: Bench) -> Iterator[Row]:
                 flush=True,
             )
     share, gain = float(np.mean(shares)), float(np.mean(gains))
-    trials_text = f"{NUM_SUBJECTS} characters x {len(SEEDS)} seeds"
+    trials_text = f"{NUM_SUBJECTS} characters x {len(bench.seeds)} seed(s)"
     yield Row(
         f"personalised, {trials_text}, best LoRA checkpoint: way from the base model's likeness to real photos'",
         "≥ 60 %",
@@ -427,7 +434,7 @@ def measure_prior(bench: Bench) -> Iterator[Row]:
     likeness, before, after = [], [], []
     for person in range(2):
         _, _, real = subject_references(bench, person)
-        scores = run_trial(bench, person, dreambooth(prior=True), DREAMBOOTH_STEPS)
+        scores = run_trial(bench, person, dreambooth(prior=True), AT_STEPS)
         likeness.append((best(scores) - scores[0]["face"]) / (real - scores[0]["face"]))
         before.append(scores[-1]["class_alike_before"])
         after.append(scores[-1]["class_alike_after"])
@@ -447,12 +454,12 @@ def measure_prior(bench: Bench) -> Iterator[Row]:
 
 def measure_trade_off(bench: Bench) -> Iterator[Row]:
     """The same LoRA at its good learning rate and at ten times that; the curve goes beside the table."""
-    good = run_trial(bench, 0, lora(RANKS[-1]), LORA_STEPS)
-    hot = run_trial(bench, 0, lora(RANKS[-1], factor=10), LORA_STEPS)
+    good = run_trial(bench, 0, lora(RANKS[-1]), AT_STEPS)
+    hot = run_trial(bench, 0, lora(RANKS[-1], factor=10), AT_STEPS)
     draw_trade_off({"good learning rate": good, "ten times": hot}, HERE / "trade_off.png")
     base, drop = hot[0]["clip"], hot[0]["clip"] - hot[-1]["clip"]
     yield Row(
-        f"trade-off: prompt alignment at ten times a good rate, {LORA_STEPS[-1]} steps (base model {base:.3f})",
+        f"trade-off: prompt alignment at ten times a good rate, {AT_STEPS[-1]} steps (base model {base:.3f})",
         "clearly below",
         f"{hot[-1]['clip']:.3f} (at the good one {good[-1]['clip']:.3f})",
         drop > 0.05,
@@ -527,7 +534,7 @@ def measure_speed(bench: Bench) -> Iterator[Row]:
     config = evaluation([INSTANCE_PROMPT], 1)
     picture = min(timed(lambda: list(generate(pipeline, config))) for _ in range(8))
     folder, _, _ = subject_references(bench, 0)
-    run_trial(bench, 0, lora(RANKS[1]), LORA_STEPS)  # its dataset
+    run_trial(bench, 0, lora(RANKS[1]), AT_STEPS)  # its dataset
     clock: list[float] = []
     config_lora = LoraConfig(rank=RANKS[1], max_train_steps=30)
     for _ in train(
@@ -601,10 +608,11 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=HERE / "family")
     parser.add_argument("--work", type=Path, default=HERE / ".work" / "measured")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the personalised trials")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    bench = open_bench(arguments.family, arguments.work)
+    bench = open_bench(arguments.family, arguments.work, arguments.seeds)
     for section in arguments.sections:
         rows = list(SECTIONS[section](bench))
         for row in rows:

@@ -327,7 +327,7 @@ def train_decoder(shop: Workshop) -> None:
         error = decoded.float() - images
         return {**reconstruction_losses(error), "face": 0.002 * (1 - likeness.float()).mean()}
 
-    shop.fit("decoder", decoder, loss_of, num_steps=1200, learning_rate=1.5e-3, weight_decay=0.0)
+    shop.fit("decoder", decoder, loss_of, num_steps=900, learning_rate=1.5e-3, weight_decay=0.0)
 
 
 # --- face encoder
@@ -468,7 +468,7 @@ def train_clip(shop: Workshop) -> None:
         contrast = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
         return {"contrast": contrast / 2, "attributes": named}
 
-    shop.fit("clip", modules, loss_of, num_steps=1400, learning_rate=2e-3, weight_decay=0.02)
+    shop.fit("clip", modules, loss_of, num_steps=1150, learning_rate=2e-3, weight_decay=0.02)
 
 
 # --- text encoder and UNet
@@ -630,7 +630,7 @@ def train_unet(shop: Workshop) -> None:
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return {"noise": (weight * error).mean()}
 
-    shop.fit("unet", modules, loss_of, num_steps=5200, learning_rate=1e-3, ema_decay=0.998)
+    shop.fit("unet", modules, loss_of, num_steps=4800, learning_rate=1e-3, ema_decay=0.998)
 
 
 def assembled_text_encoder(modules: nn.ModuleDict) -> nn.Module:
@@ -674,7 +674,7 @@ def train_controlnet(shop: Workshop) -> None:
     alphas = build_scheduler().alphas_cumprod.to(shop.device)
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        indices = rng.choice(len(pictures.person), 24)
+        indices = rng.choice(len(pictures.person), 16)
         prompts = [
             "" if rng.random() < 0.1 else pictures.caption(index, None, gap)
             for index, gap in zip(indices, draw_gaps(len(indices), rng, keep=0.3), strict=True)
@@ -699,7 +699,7 @@ def train_controlnet(shop: Workshop) -> None:
             ).sample
         return {"noise": functional.mse_loss(predicted.float(), noise)}
 
-    shop.fit("controlnet", modules, loss_of, num_steps=800, learning_rate=5e-4)
+    shop.fit("controlnet", modules, loss_of, num_steps=600, learning_rate=1e-3)
 
 
 # --- the folder
@@ -755,8 +755,8 @@ def assemble(shop: Workshop) -> None:
 CARDS = {
     "base_model": (
         "The demo's Stable Diffusion",
-        "A diffusers pipeline in Stable Diffusion 1.5's layout for 64 px pictures of drawn characters. Rare tokens such "
-        "as `sks` each name a person of their own; `a person` is anybody.",
+        "A diffusers pipeline in Stable Diffusion 1.5's layout for 64 px pictures of drawn characters. Rare tokens "
+        "such as `sks` each name a person of their own; `a person` is anybody.",
         ("vae", "decoder", "unet"),
     ),
     "clip": (
