@@ -63,6 +63,7 @@ class Bench:
     people: list[Identity]
     face: FaceEncoder
     clip: ClipScorer
+    num_subjects: int
     seeds: list[int]
     """Of the personalised trials."""
 
@@ -72,11 +73,13 @@ class Bench:
         return str(self.family / "base_model")
 
 
-def open_bench(family: Path, work: Path, seeds: list[int]) -> Bench:
+def open_bench(family: Path, work: Path, num_subjects: int, seeds: list[int]) -> Bench:
     """Load the judges; the unseen people are those that `train_family.py` keeps aside."""
     clip = load_clip(ClipConfig(model=f"local-dir:{family / 'clip'}", pretrained=None), "cpu")
     people = train_family.draw_people(train_family.NUM_UNSEEN_PEOPLE, seed=2)
-    return Bench(family, work, people, load_face_encoder(str(family / "face_encoder"), "cpu"), clip, seeds)
+    return Bench(
+        family, work, people, load_face_encoder(str(family / "face_encoder"), "cpu"), clip, num_subjects, seeds
+    )
 
 
 def draw_shots(num_shots: int, seed: int) -> list[Shot]:
@@ -348,7 +351,7 @@ def class_variety(bench: Bench, pipeline: object) -> dict[str, float]:
     return {"class_alike_before": alike[0], "class_alike_after": alike[1]}
 
 
-NUM_SUBJECTS, RANKS = 5, (1, 4, 16)
+NUM_PRIOR_SUBJECTS, RANKS = 1, (1, 4, 16)
 AT_STEPS = [80, 160]
 LORA_RATE, DREAMBOOTH_RATE = 4e-3, 3e-4
 
@@ -365,7 +368,7 @@ def dreambooth(seed: int = 0, prior: bool = False) -> DreamBoothConfig:
         max_train_steps=AT_STEPS[-1],
         seed=seed,
         with_prior_preservation=prior,
-        num_class_images=60,
+        num_class_images=24,
     )
 
 
@@ -389,7 +392,7 @@ def correlation_interval(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tu
 def measure_personalised(bench: Bench) -> Iterator[Row]:
     """Unseen characters from 12 photos each: LoRA of several ranks and DreamBooth, against 8 held-out photos."""
     shares, ranks, likenesses, subjects, gains = [], [], [], [], []
-    for person in range(NUM_SUBJECTS):
+    for person in range(bench.num_subjects):
         _, _, real = subject_references(bench, person)
         for seed in bench.seeds:
             trials = {rank: run_trial(bench, person, lora(rank, seed), AT_STEPS) for rank in RANKS}
@@ -406,7 +409,7 @@ def measure_personalised(bench: Bench) -> Iterator[Row]:
                 flush=True,
             )
     share, gain = float(np.mean(shares)), float(np.mean(gains))
-    trials_text = f"{NUM_SUBJECTS} characters x {len(bench.seeds)} seed(s)"
+    trials_text = f"{bench.num_subjects} characters x {len(bench.seeds)} seed(s)"
     yield Row(
         f"personalised, {trials_text}, best LoRA checkpoint: way from the base model's likeness to real photos'",
         "≥ 60 %",
@@ -430,9 +433,9 @@ def measure_personalised(bench: Bench) -> Iterator[Row]:
 
 
 def measure_prior(bench: Bench) -> Iterator[Row]:
-    """DreamBooth with prior preservation, for the first two of the characters."""
+    """DreamBooth with prior preservation, for the first of the characters."""
     likeness, before, after = [], [], []
-    for person in range(2):
+    for person in range(NUM_PRIOR_SUBJECTS):
         _, _, real = subject_references(bench, person)
         scores = run_trial(bench, person, dreambooth(prior=True), AT_STEPS)
         likeness.append((best(scores) - scores[0]["face"]) / (real - scores[0]["face"]))
@@ -608,11 +611,12 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=HERE / "family")
     parser.add_argument("--work", type=Path, default=HERE / ".work" / "measured")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--subjects", type=int, default=5, help="characters of the personalised trials")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the personalised trials")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    bench = open_bench(arguments.family, arguments.work, arguments.seeds)
+    bench = open_bench(arguments.family, arguments.work, arguments.subjects, arguments.seeds)
     for section in arguments.sections:
         rows = list(SECTIONS[section](bench))
         for row in rows:
