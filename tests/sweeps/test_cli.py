@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from sweeps.cli import main
+from sweeps.config import load_sweep
+from sweeps.space import Choices
 from tests.sweeps.fake_run import build_run
 
 
@@ -261,3 +263,35 @@ def test_show_names_the_champion_with_its_rule(dreamsweep: Command, tmp_path: Pa
     assert outcome.code == 0
     assert "champion: " in outcome.out
     assert "rule: the highest face similarity among checkpoints whose prompt alignment" in outcome.out
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["homework", "quick", "large", "demo/sweep", "demo/homework"])
+def test_the_examples_pass_their_check(dreamsweep: Command, name: str) -> None:
+    """A sweep file that people copy is sound as it stands."""
+    outcome = dreamsweep("check", EXAMPLES / f"{name}.yaml")
+    assert outcome.code == 0, outcome.err
+    assert "trials" in outcome.out
+
+
+def test_the_reference_experiment_is_field_by_field() -> None:
+    """`examples/homework.yaml` asks for the two trainings of the original, and for the ranks beside."""
+    methods = load_sweep(EXAMPLES / "homework.yaml").methods
+    assert methods["lora"] == {
+        "rank": Choices(choices=[2, 4, 16, 128, 256]),
+        "learning_rate": 1e-4,
+        "max_train_steps": 500,
+        "train_batch_size": 1,
+    }
+    assert methods["dreambooth"] == {
+        "learning_rate": 2e-6,
+        "max_train_steps": 800,
+        "train_batch_size": 1,
+        "train_text_encoder": True,
+        "with_prior_preservation": True,
+        "prior_loss_weight": 1.0,
+        "num_class_images": 500,
+        "use_8bit_adam": True,
+    }
