@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,6 +58,25 @@ def tiny_face_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny_models import build_face_weights
 
     return str(build_face_weights(tmp_path_factory.mktemp("face") / "inception.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray session of two CPUs for those tests of a module that do not kill it."""
+    import ray
+
+    import sweeps.run  # noqa: F401 -- it sets what Ray reads from the environment
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        logging_level=logging.CRITICAL,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

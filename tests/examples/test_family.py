@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import train_family
 import world
 from safetensors import safe_open
@@ -54,11 +55,33 @@ def test_every_name_and_word_is_one_token() -> None:
     assert longest <= tokenizer.model_max_length
 
 
+def test_the_tokenizer_can_be_built_again() -> None:
+    """The script numbers words and names as the committed family does: weights and ids of two processes fit."""
+    from transformers import CLIPTokenizer
+
+    committed = CLIPTokenizer.from_pretrained(FAMILY / "base_model" / "tokenizer")
+    assert train_family.build_tokenizer().get_vocab() == committed.get_vocab()
+
+
 def test_attention_is_at_every_level() -> None:
     """Upstream's LoRA layers are found at the largest level too, as in Stable Diffusion 1.5."""
     config = json.loads((FAMILY / "base_model" / "unet" / "config.json").read_text())
     assert config["down_block_types"][0] == "CrossAttnDownBlock2D"
     assert config["up_block_types"][-1] == "CrossAttnUpBlock2D"
+
+
+def test_faces_weigh_more_where_they_are() -> None:
+    """Latents under a face count `FACE_WEIGHT` times, a mouth more, all others and pictures of nobody once."""
+    rng = np.random.default_rng(0)
+    shot = world.draw_shot(rng, framing="portrait")
+    boxes = np.array([world.face_box(world.draw_identity(rng), shot), [np.nan] * 4])
+    weights = train_family.weigh_faces(boxes)
+    assert weights.shape == (2, 1, 16, 16)
+    x0, y0, x1, y1 = (round(edge / 4) for edge in boxes[0])
+    assert (weights[0, 0, y0 + 1 : y0 + 3, x0 + 1 : x1 - 1] == train_family.FACE_WEIGHT).all()
+    assert weights[0, 0, y1 - 2, (x0 + x1) // 2] == train_family.MOUTH_WEIGHT
+    assert (weights[0, 0, 15] == 1).all()
+    assert (weights[1] == 1).all()
 
 
 def test_an_interrupted_stage_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
@@ -70,7 +93,7 @@ def test_an_interrupted_stage_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
         for steps in goes:
             torch.manual_seed(0)
             model = nn.ModuleDict({"line": nn.Linear(3, 1)})
-            shop = train_family.Workshop(tmp_path / folder, tmp_path, torch.device("cpu"), 1.0)
+            shop = train_family.Workshop(tmp_path / folder, tmp_path, torch.device("cpu"), 1.0, compiles=False)
             calls = iter(range(steps))
 
             def loss_of(rng, model=model, calls=calls):  # type: ignore[no-untyped-def]

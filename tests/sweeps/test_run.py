@@ -7,13 +7,12 @@ The judge is a log of its own that the trials append to (`logged_trial`), and th
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,27 +33,8 @@ FAILING = {"learning_rate": 1.0, "max_train_steps": 30, "train_batch_size": 1, "
 """DreamBooth settings under which the weights run away."""
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """One Ray session of two CPUs for the tests of this module that do not kill it."""
-    import ray
-
-    import sweeps.run  # noqa: F401 -- it sets what Ray reads from the environment
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100_000_000,
-        logging_level=logging.CRITICAL,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
 def test_a_sweep_ends_with_every_trial_accounted_for(
-    session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failure by settings is recorded, a trial whose worker is killed goes on where it was, and none repeats."""
     from sweeps.run import run_sweep
@@ -86,7 +66,7 @@ def test_a_sweep_ends_with_every_trial_accounted_for(
 
 
 def test_what_the_cluster_lacks_is_refused_at_once(
-    session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
 ) -> None:
     """A GPU or more CPUs than there are: a message in seconds, where Tune alone would wait for ever."""
     from sweeps.run import run_sweep
@@ -100,7 +80,7 @@ def test_what_the_cluster_lacks_is_refused_at_once(
 
 
 def test_a_model_that_is_missing_where_trials_run_is_the_users_to_mend(
-    session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
 ) -> None:
     """What a worker finds wrong before the first trial reaches the user as a plain message."""
     from sweeps.run import run_sweep
