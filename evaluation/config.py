@@ -17,6 +17,8 @@ class FaceConfig(_Section):
 
     encoder: str = "vggface2"
     """`vggface2`, `casia-webface` or `dlib`, or a path: a weights file of `InceptionResnetV1`, or an encoder folder."""
+    references: Path | None = None
+    """Folder of photos to compare with; default: the subject's own. Photos that no trial learns from judge stricter."""
 
 
 class ClipConfig(_Section):

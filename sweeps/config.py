@@ -324,10 +324,14 @@ LOCAL_DIR = "local-dir:"
 
 def resolve_paths(config: SweepConfig, folder: Path) -> SweepConfig:
     """The same sweep with every path made absolute, relative ones taken from `folder`."""
+    face = config.evaluation.face
     evaluation = config.evaluation.model_copy(
         update={
-            "face": config.evaluation.face.model_copy(
-                update={"encoder": _resolve_if_path(config.evaluation.face.encoder, folder)}
+            "face": face.model_copy(
+                update={
+                    "encoder": _resolve_if_path(face.encoder, folder),
+                    "references": face.references and _resolve(face.references, folder),
+                }
             ),
             "clip": config.evaluation.clip.model_copy(
                 update={

@@ -101,12 +101,26 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
     from training.stable_diffusion import check_base_model
 
     check_photos(config.subject)
+    _check_references(config.evaluation.face.references)
     check_base_model(config.base_model)
     check_face_encoder(config.evaluation.face.encoder, weights_present=weights_present)
     check_clip(config.evaluation.clip, weights_present=weights_present)
     if config.render is not None:
         check_render(config.render, weights_present=weights_present)
     return plan_of(config)
+
+
+def _check_references(folder: Path | None) -> None:
+    from training.photos import find_photos
+
+    if folder is None:
+        return
+    try:
+        num_photos = len(find_photos(folder))
+    except ValueError as error:
+        raise ValueError(f"evaluation.face.references: {error}") from None
+    if not num_photos:
+        raise ValueError(f"evaluation.face.references: need 1 or more pictures, got 0 in {folder}")
 
 
 def plan_of(config: SweepConfig) -> Plan:

@@ -63,7 +63,6 @@ from sweeps.trial import (
     report_of,
 )
 from training.checkpoint import STATE_FILE
-from training.config import SubjectConfig
 from training.photos import find_photos, read_caption
 
 MAX_MACHINE_FAILURES = 3
@@ -101,7 +100,7 @@ def run_sweep(
     with folder.lock():
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, without=STATE_FILE)
-        folder.claim("photos", photos_key(config.subject))
+        folder.claim("photos", photos_key(config))
         folder.claim("evaluation", evaluation_key(config))
         check_disk(plan, folder)
         if not (is_complete(config, folder) and _same_models(config, folder)) or renders_are_due(folder.dir):
@@ -134,12 +133,13 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         _render_best(config, folder, resources, console)
 
 
-def photos_key(subject: SubjectConfig) -> str:
-    """Hash of the photos' names, bytes and captions, and of how they are cut and called."""
-    digest = hashlib.sha256(subject.model_dump_json(exclude={"photos"}).encode())
-    for path in find_photos(subject.photos):
-        entry = [path.relative_to(subject.photos).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
-        digest.update(json.dumps([*entry, read_caption(path)]).encode())
+def photos_key(config: SweepConfig) -> str:
+    """Hash of the photos' names, bytes and captions, of how they are cut and called, and of those compared with."""
+    digest = hashlib.sha256(config.subject.model_dump_json(exclude={"photos"}).encode())
+    for folder in filter(None, (config.subject.photos, config.evaluation.face.references)):
+        for path in find_photos(folder):
+            entry = [path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+            digest.update(json.dumps([*entry, read_caption(path)]).encode())
     return digest.hexdigest()
 
 

@@ -50,7 +50,8 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> None:
     folder.claim("face_encoder", encoder.name)
     prepare_photos(config.subject, folder.dataset_dir, lambda image: largest_box(encoder, image))
     if not folder.reference_file.exists():
-        embed_references(find_photos(config.subject.photos), encoder).save(folder.reference_file)
+        references = config.evaluation.face.references or config.subject.photos
+        embed_references(find_photos(references), encoder).save(folder.reference_file)
 
 
 def prepare_run(config: SweepConfig, run_dir: str, device: str) -> Iterator[str]:

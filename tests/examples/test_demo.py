@@ -46,7 +46,7 @@ def without_times(results: Results) -> list[dict[str, object]]:
 
 
 def test_the_demo_finds_that_training_brings_likeness(run_dir: Path) -> None:
-    """Every trial beats the base model by more than its interval, the champion among them; the face is found."""
+    """The best trial is far above the base model's interval, a higher rank above a lower one; faces are found."""
     results = read_results(run_dir)
     assert results.num_by_status == {"finished": 3}
     assert results.base is not None

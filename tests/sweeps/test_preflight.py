@@ -55,6 +55,20 @@ def test_a_search_is_planned_at_its_number_of_trials(tiny_sweep: Callable[..., S
     assert plan.is_exact is (sampler == "random")
 
 
+def test_reference_photos_that_are_not_there_are_named(tiny_sweep: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    """A folder of references that is missing or empty is refused before anything starts."""
+    evaluation = tiny_sweep().evaluation
+
+    def compared_with(references: Path) -> SweepConfig:
+        face = evaluation.face.model_copy(update={"references": references})
+        return tiny_sweep(evaluation=evaluation.model_copy(update={"face": face}))
+
+    with pytest.raises(ValueError, match=r"evaluation\.face\.references: photos: no such folder"):
+        check_sweep(compared_with(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"evaluation\.face\.references: need 1 or more pictures, got 0"):
+        check_sweep(compared_with(tmp_path))
+
+
 def test_sizes_are_read_from_the_base_model(tiny_base: str) -> None:
     """A local model's own numbers count, not Stable Diffusion 1.5's."""
     from training.stable_diffusion import load_base_model

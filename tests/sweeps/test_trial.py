@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sweeps.config import SweepConfig, resolved_yaml
+from evaluation.face import References
+from sweeps.config import SweepConfig, load_sweep, resolved_yaml
+from sweeps.run import photos_key
 from sweeps.space import METHODS, TrialConfig, config_hash, trial_id
 from sweeps.store import RunFolder, TrialRecord
 from sweeps.trial import SweepTrial, prepare_run, prepare_subject, rare_token
+from tests.sweeps.tiny_sweep import write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import DreamBoothConfig, LoraConfig, SubjectConfig
 
@@ -34,6 +38,26 @@ def prepared(tiny_sweep: Callable[..., SweepConfig], tmp_path_factory: pytest.Te
     prepare_subject(config, folder)
     list(prepare_run(config, str(folder.dir), "cpu"))
     return folder.dir
+
+
+def test_pictures_are_compared_with_the_references_that_are_given(
+    tiny_mapping: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    """With `evaluation.face.references` the trials' own photos are none of what likeness is measured against."""
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    first, second = sorted(file for file in photos.iterdir() if file.suffix == ".png")[:2]
+    Image.open(first).rotate(90).save(held_out / "other.png")
+    evaluation = {**tiny_mapping["evaluation"]}
+    evaluation["face"] = {**evaluation["face"], "references": "held_out"}
+    sweep = write_sweep(tmp_path / "sweep.yaml", {**tiny_mapping, "evaluation": evaluation})
+    config, folder = load_sweep(sweep), RunFolder(tmp_path / "run")
+    folder.dir.mkdir()
+    prepare_subject(config, folder)
+    assert References.load(folder.reference_file).used == ("other.png",)
+    before = photos_key(config)
+    shutil.copy(second, held_out)
+    assert photos_key(config) != before
 
 
 @pytest.fixture
