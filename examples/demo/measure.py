@@ -423,11 +423,16 @@ def measure_personalised(bench: Bench) -> Iterator[Row]:
         f"{100 * gain:+.0f} points, above in {wins} of {len(gains)}",
         gain > 0,
     )
-    rho, low, high = correlation_interval(np.array(ranks), np.array(likenesses), np.array(subjects))
+    pooled = np.array(likenesses).reshape(-1, len(RANKS))
+    paired = pooled - pooled.mean(axis=1, keepdims=True)  # without how hard a character and how lucky a seed is
+    (rho, low, high), (rho_paired, low_paired, high_paired) = (
+        correlation_interval(np.array(ranks), values.ravel(), np.array(subjects)) for values in (pooled, paired)
+    )
     yield Row(
-        f"… likeness against rank ({', '.join(map(str, RANKS))}): Spearman [95 % interval over characters]",
+        f"… likeness against rank ({', '.join(map(str, RANKS))}): Spearman [95 % interval over characters], pooled; "
+        "within a character and seed",
         "> 0",
-        f"{rho:.2f} [{low:.2f}, {high:.2f}]",
+        f"{rho:.2f} [{low:.2f}, {high:.2f}]; {rho_paired:.2f} [{low_paired:.2f}, {high_paired:.2f}]",
         low > 0,
     )
 
