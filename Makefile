@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		echo "setting up $(VENV) with uv"; \
 		[ -x $(BIN)/python ] || uv venv --quiet --python $(PYTHON) $(VENV); \
-		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '$(EXTRAS)'; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '$(EXTRAS)'; \
 	else \
 		echo "setting up $(VENV) with pip (some minutes, some 6 GB with torch)"; \
 		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
