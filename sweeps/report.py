@@ -372,6 +372,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
     if evaluation.width or evaluation.height:
         size = f"width {evaluation.width or 'native'}, height {evaluation.height or 'native'} px"
     seeds = f"{evaluation.seed} to {evaluation.seed + evaluation.images_per_prompt - 1}"
+    references = "photos that no trial learns from" if evaluation.face.references else "the trials' own photos"
     entries = [
         ("base model", public_name(config.base_model)),
         ("instance prompt", config.subject.instance_prompt),
@@ -387,7 +388,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"{evaluation.scheduler}, {evaluation.num_inference_steps} steps, "
             f"guidance {evaluation.guidance_scale:g}, {size}",
         ),
-        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of the reference photos, no face = 0"),
+        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, no face = 0"),
         ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
         (
             "intervals",

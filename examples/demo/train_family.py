@@ -137,7 +137,7 @@ class Workshop:
         """bfloat16: half the work on CPUs that know it, and what a GPU likes."""
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def quickened(self, module: nn.Module) -> nn.Module:
+    def maybe_compiled(self, module: nn.Module) -> nn.Module:
         """The module, or the same weights behind compiled code."""
         return torch.compile(module) if self.compiles else module  # type: ignore[return-value]
 
@@ -639,7 +639,7 @@ def train_unet(shop: Workshop) -> None:
     pictures = shop.training_pictures()
     tokenizer = build_tokenizer()
     modules = build_diffusion()
-    unet = shop.quickened(modules["unet"])
+    unet = shop.maybe_compiled(modules["unet"])
     namesakes = Namesakes(modules["text"], modules["names"], tokenizer)
     mean, deviation = (np.load(shop.folder / f"latents_{kind}.npy") for kind in ("mean", "std"))
     scaling = json.loads((shop.folder / "latents.json").read_text())["scaling_factor"]
@@ -707,7 +707,7 @@ def train_controlnet(shop: Workshop) -> None:
     base = shop.load("unet", build_diffusion())
     text, unet = assembled_text_encoder(base), base["unet"]
     modules = nn.ModuleDict({"controlnet": build_controlnet(unet)})
-    controlnet, unet = shop.quickened(modules["controlnet"]), shop.quickened(unet)
+    controlnet, unet = shop.maybe_compiled(modules["controlnet"]), shop.maybe_compiled(unet)
     mean = np.load(shop.folder / "latents_mean.npy", mmap_mode="r")
     scaling = json.loads((shop.folder / "latents.json").read_text())["scaling_factor"]
     alphas = build_scheduler().alphas_cumprod.to(shop.device)
@@ -869,7 +869,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=here / "family", help="where the family is assembled")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; small nets gain little from more")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; two help the UNet on two free cores")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="0.01 tries the whole chain in minutes")
     parser.add_argument(
         "--compile", action="store_true", help="compile UNet and ControlNet: a third less time; needs a C++ compiler"
