@@ -136,6 +136,7 @@ def curves_over_steps(rows: Sequence[Row], margin: float) -> str:
                 va="top",
                 fontsize=8.5,
                 color=MUTED,
+                annotation_clip=True,  # far below the curves it has no place, and would take all of theirs
             )
         _legend(figure, rows, lines=True)
         return _svg(figure, "curves", marks)
@@ -342,6 +343,7 @@ def _base_line(axes: Axes, value: float) -> None:
         ha="right",
         fontsize=8.5,
         color=MUTED,
+        annotation_clip=True,  # as for the rule's limit
     )
 
 

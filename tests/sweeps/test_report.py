@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sweeps import report
-from sweeps.plots import format_rate
+from sweeps.plots import curves_over_steps, format_rate, likeness_by_setting
 from sweeps.report import (
     BarScale,
     data_uri,
@@ -265,3 +267,17 @@ def test_no_id_stands_twice(page: Page) -> None:
     """Three plots on one page do not take each other's clip paths."""
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
+
+
+def test_a_base_model_far_below_takes_no_room_from_the_trials(tmp_path: Path) -> None:
+    """Labels of what lies outside a plot are left out: they would squeeze the plot to fit."""
+    results = read_results(build_run(tmp_path))
+    rows = [
+        replace(row, face_similarity=0.05 if row.is_base else 0.85 + row.face_similarity / 100) for row in results.rows
+    ]
+    best = [replace(row, face_similarity_interval=None) for row in rows if not row.is_base]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert likeness_by_setting(rows, best).count("base model") == 0
+        assert "limit" in curves_over_steps(rows, margin=0.01)
+        assert "limit" not in curves_over_steps(rows, margin=1.5)
