@@ -372,7 +372,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
     if evaluation.width or evaluation.height:
         size = f"width {evaluation.width or 'native'}, height {evaluation.height or 'native'} px"
     seeds = f"{evaluation.seed} to {evaluation.seed + evaluation.images_per_prompt - 1}"
-    references = "photos that no trial learns from" if evaluation.face.references else "the trials' own photos"
+    references = "the photos given as references" if evaluation.face.references else "the trials' own photos"
     entries = [
         ("base model", public_name(config.base_model)),
         ("instance prompt", config.subject.instance_prompt),

@@ -136,9 +136,12 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
 def photos_key(config: SweepConfig) -> str:
     """Hash of the photos' names, bytes and captions, of how they are cut and called, and of those compared with."""
     digest = hashlib.sha256(config.subject.model_dump_json(exclude={"photos"}).encode())
-    for folder in filter(None, (config.subject.photos, config.evaluation.face.references)):
+    folders = {"photos": config.subject.photos}
+    if config.evaluation.face.references is not None:
+        folders["references"] = config.evaluation.face.references
+    for role, folder in folders.items():
         for path in find_photos(folder):
-            entry = [path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+            entry = [role, path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
             digest.update(json.dumps([*entry, read_caption(path)]).encode())
     return digest.hexdigest()
 

@@ -58,6 +58,12 @@ def test_pictures_are_compared_with_the_references_that_are_given(
     before = photos_key(config)
     shutil.copy(second, held_out)
     assert photos_key(config) != before
+    moved = config.subject.model_copy(update={"photos": held_out})
+    alone = config.evaluation.model_copy(
+        update={"face": config.evaluation.face.model_copy(update={"references": None})}
+    )
+    split = config.model_copy(update={"subject": moved})
+    assert photos_key(split) != photos_key(split.model_copy(update={"evaluation": alone}))
 
 
 @pytest.fixture
