@@ -1,9 +1,15 @@
-"""What a training step looks at: which pictures, which noise, which words. All drawn on the CPU from given seeds."""
+"""What a training step looks at: which pictures, which noise, which words.
+
+Every random number is a function of its position, that is of the run's seed and the number of the micro-step, as in
+EDM2's training loop (Karras et al. 2024), which seeds anew at every step. So there is no generator to be saved: a run
+that is resumed, moved to another device, or trained beside others draws the numbers that it would have drawn anyway.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -13,6 +19,19 @@ from transformers import CLIPTextModel
 
 from training.config import TrainConfig
 from training.dataset import Dataset, Latents
+
+
+class Stream(IntEnum):
+    """What random numbers are for; two streams of one micro-step have nothing to do with each other."""
+
+    BATCH = 0
+    DROPOUT = 1
+
+
+def seed_at(seed: int, micro_step: int, stream: Stream) -> int:
+    """The seed of one stream of random numbers at one micro-step (from 0) of the run with this `seed`; 64 bits."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(micro_step, stream))
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +47,12 @@ class Batch:
     prompts: list[str]
 
 
-def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int, generator: torch.Generator) -> Batch:
-    """The batch number `micro_step` (from 0) of a run.
+def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int) -> Batch:
+    """The batch number `micro_step` (from 0) of a run: a function of the config, the dataset and that number alone.
 
-    Which pictures it holds depends on seed and number alone; flips, latents, noise and timesteps come from
-    `generator`, in this order.
+    Flips, latents, noise and timesteps are drawn in this order, on the CPU, so that they are the same on any device.
     """
+    generator = torch.Generator().manual_seed(seed_at(config.seed, micro_step, Stream.BATCH))
     items = [photo for photo, repeats in enumerate(dataset.repeats) for _ in range(repeats)]
     class_latents = dataset.class_latents if config.with_prior_preservation else None
     epoch_length = len(items) if class_latents is None else max(len(items), config.num_class_images)

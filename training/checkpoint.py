@@ -4,7 +4,7 @@ checkpoint-200/
   pytorch_lora_weights.safetensors      a LoRA with its adapter metadata, or
   unet/, text_encoder/                  the trained modules of DreamBooth
   checkpoint.json                       method, step, config, base model
-  training_state.safetensors            optimizer, schedule, random numbers; only in a trial's newest checkpoint
+  training_state.safetensors            optimizer, schedule; only in a trial's newest checkpoint
   MANIFEST.json                         size and sha256 of every file above
 """
 
@@ -107,7 +107,7 @@ def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Che
 
 
 def load_training_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What training needs besides the weights: optimizer, schedule and random numbers, on the CPU.
+    """What training needs besides the weights: optimizer and schedule, on the CPU.
 
     Raises:
         ValueError: the checkpoint has no training state (an older one of its trial), or it is damaged.

@@ -1,7 +1,6 @@
 """The training loop: a generator of checkpoints.
 
-It repeats what diffusers' DreamBooth scripts do in a step, on explicit state (weights, optimizer, schedule, random
-numbers, step), so that a run that was interrupted and resumed equals an uninterrupted one: bit for bit on the CPU.
+It repeats what diffusers' DreamBooth scripts do in a step, on explicit state (weights, optimizer, schedule, step), so that a run that was interrupted and resumed equals an uninterrupted one: bit for bit on the CPU.
 Batches run on over the end of an epoch, so every step sees the same number of pictures.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +23,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from training.atomic import remove_parts
-from training.batches import Batch, PromptEncoder, draw_batch
+from training.batches import Batch, PromptEncoder, Stream, draw_batch, seed_at
 from training.checkpoint import Checkpoint, load_training_state, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig
 from training.dataset import Dataset
@@ -108,10 +107,6 @@ class _Run:
     latent_scale: float
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR
-    batch_generator: torch.Generator
-    """On the CPU: flips, latents, noise and timesteps, so they are the same whatever the device."""
-    dropout_state: dict[str, Tensor]
-    """State of torch's own generators, by device type; only dropout draws from them."""
     loss_scale: dict[str, Any]
     """State of fp16's gradient scaler."""
     step: int = 0
@@ -120,16 +115,12 @@ class _Run:
         return {
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
-            "batch_generator": self.batch_generator.get_state(),
-            "dropout_state": self.dropout_state,
             "loss_scale": self.loss_scale,
         }
 
     def load_training_state(self, state: dict[str, Any], step: int) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self.batch_generator.set_state(state["batch_generator"])
-        self.dropout_state = state["dropout_state"]
         self.loss_scale = state["loss_scale"]
         self.step = step
 
@@ -182,8 +173,6 @@ def _start(
             num_cycles=config.lr_num_cycles,
             power=config.lr_power,
         ),
-        batch_generator=torch.Generator().manual_seed(config.seed),
-        dropout_state=_seeded_dropout_state(config.seed, device),
         loss_scale={},
     )
     if resume_from is not None:
@@ -193,14 +182,15 @@ def _start(
 
 def _advance(run: _Run, to_step: int, on_step: Callable[[int, float], None] | None) -> None:
     """Take optimizer steps until `to_step`."""
-    with _accelerator(run) as accelerator, _own_dropout(run):
+    with _accelerator(run) as accelerator, _forked_random_numbers(run.device):
         optimizer = accelerator.prepare_optimizer(run.optimizer, device_placement=False)
         while run.step < to_step:
             losses: list[float] = []
             for _ in range(run.config.gradient_accumulation_steps):
                 micro_step = run.step * run.config.gradient_accumulation_steps + len(losses)
                 with accelerator.accumulate(run.modules.unet):
-                    batch = draw_batch(run.config, run.dataset, micro_step, run.batch_generator)
+                    batch = draw_batch(run.config, run.dataset, micro_step)
+                    _seed_dropout(seed_at(run.config.seed, micro_step, Stream.DROPOUT), run.device)
                     with accelerator.autocast():
                         loss = _loss(run, batch)
                     accelerator.backward(loss)
@@ -282,28 +272,16 @@ def _accelerator(run: _Run) -> Iterator[Accelerator]:
             state.update(content)
 
 
-@contextmanager
-def _own_dropout(run: _Run) -> Iterator[None]:
-    """Let the run draw from torch's global generators as if it were alone in the process."""
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-        torch.set_rng_state(run.dropout_state["cpu"])
-        if run.device.type == "cuda":
-            torch.cuda.set_rng_state(run.dropout_state["cuda"], run.device)
-        yield
-        run.dropout_state = _dropout_state(run.device)
+def _forked_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's global generators as they were: only dropout draws from them, seeded for its step."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _seeded_dropout_state(seed: int, device: torch.device) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return _dropout_state(device)
-
-
-def _dropout_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _check_weights(run: _Run) -> None:

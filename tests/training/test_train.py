@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import training.train
 from tests.training.conftest import NUM_CLASS_IMAGES
-from training.batches import PromptEncoder, draw_batch, picture_at
+from training.batches import PromptEncoder, Stream, draw_batch, picture_at, seed_at
 from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline, load_training_state, open_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
@@ -127,15 +127,15 @@ def upstream_weights(
     text_encoder.train()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-2)
     schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed)
     for step in range(config.max_train_steps):
         if config.lr_scheduler == "cosine":
             warm, total = config.lr_warmup_steps, config.max_train_steps
             factor = step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
             optimizer.param_groups[0]["lr"] = config.learning_rate * factor
         for micro_step in range(config.gradient_accumulation_steps):
-            batch = draw_batch(config, dataset, step * config.gradient_accumulation_steps + micro_step, generator)
+            position = step * config.gradient_accumulation_steps + micro_step
+            batch = draw_batch(config, dataset, position)
+            torch.manual_seed(seed_at(config.seed, position, Stream.DROPOUT))
             tokens = pipeline.tokenizer(batch.prompts, padding="max_length", max_length=77, return_tensors="pt")
             words = text_encoder(tokens.input_ids, return_dict=False)[0]
             latents = batch.latents * pipeline.vae.config.scaling_factor
@@ -445,18 +445,37 @@ def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own(epoch_lengt
         assert epochs[0] != [picture_at(place, epoch_length, seed=4) for place in range(epoch_length)]
 
 
+def test_a_batch_is_a_function_of_seed_and_position(dataset: Dataset) -> None:
+    """Drawn in any order, whatever else was drawn before: the same pictures, flips, noise and timesteps."""
+    forwards = [draw_batch(DREAMBOOTH, dataset, position) for position in range(3)]
+    torch.manual_seed(5)
+    backwards = [draw_batch(DREAMBOOTH, dataset, position) for position in (2, 1, 0)][::-1]
+    for first, second in zip(forwards, backwards, strict=True):
+        assert first.prompts == second.prompts
+        for name in ("latents", "noise", "timesteps"):
+            assert torch.equal(getattr(first, name), getattr(second, name))
+    others = [*forwards[1:], draw_batch(DREAMBOOTH.model_copy(update={"seed": 9}), dataset, 0)]
+    assert not any(torch.equal(forwards[0].noise, other.noise) for other in others)
+
+
+def test_every_stream_of_every_step_of_every_seed_has_a_seed_of_its_own() -> None:
+    """Neighbouring runs, steps and streams share no numbers, nor do the run and the step that change places."""
+    positions = list(itertools.product((0, 1, 2, 2**32 - 1), (0, 1, 2, 800), Stream))
+    assert len({seed_at(*position) for position in positions}) == len(positions)
+
+
 def test_repeats_weigh_photos_in_an_epoch(dataset: Dataset) -> None:
     """A photo with three repeats is seen three times as often."""
     names = tuple(f"photo {number}" for number in range(6))
     weighted = replace(dataset, repeats=(3, 1, 1, 1, 1, 1), prompts=names)
     config = LoraConfig(train_batch_size=8)
-    prompts = draw_batch(config, weighted, 0, torch.Generator()).prompts
+    prompts = draw_batch(config, weighted, 0).prompts
     assert sorted(prompts) == sorted(["photo 0"] * 2 + list(names))
 
 
 def test_a_batch_with_prior_is_instances_then_classes(dataset: Dataset) -> None:
     """With prior preservation each instance picture has its class picture in the second half."""
-    batch = draw_batch(DREAMBOOTH, dataset, 0, torch.Generator().manual_seed(0))
+    batch = draw_batch(DREAMBOOTH, dataset, 0)
     assert batch.prompts == ["a photo of sks woman"] * 2 + ["a photo of a woman"] * 2
     assert batch.latents.shape == batch.noise.shape == (4, 4, 8, 8)
     assert batch.timesteps.shape == (4,)
@@ -471,8 +490,7 @@ def test_latents_are_drawn_anew_every_step(dataset: Dataset) -> None:
         repeats=(1,),
         prompts=("x",),
     )
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i, generator).latents for i in range(20)])
+    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i).latents for i in range(20)])
     scatter = ((draws - one.latents.mean) / one.latents.std).flatten()
     assert abs(scatter.mean()) < 0.02
     assert abs(scatter.std() - 1) < 0.02
