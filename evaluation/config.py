@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from training.paths import ConfigPath, NameOrPath, resolve
+
+LOCAL_DIR = "local-dir:"
+"""open_clip's prefix of a model that lies in a folder."""
+
+
+def _resolve_local_dir(model: str, info: ValidationInfo) -> str:
+    if not model.startswith(LOCAL_DIR):
+        return model
+    return f"{LOCAL_DIR}{resolve(model.removeprefix(LOCAL_DIR), info)}"
 
 
 class _Section(BaseModel):
@@ -15,18 +25,18 @@ class _Section(BaseModel):
 class FaceConfig(_Section):
     """The judge of likeness."""
 
-    encoder: str = "vggface2"
+    encoder: NameOrPath = "vggface2"
     """`vggface2`, `casia-webface` or `dlib`, or a path: a weights file of `InceptionResnetV1`, or an encoder folder."""
-    references: Path | None = None
+    references: ConfigPath | None = None
     """Folder of photos to compare with; default: the subject's own. Photos that no trial learns from judge stricter."""
 
 
 class ClipConfig(_Section):
     """The judge of prompt alignment: an open_clip model and its weights."""
 
-    model: str = "ViT-B-32"
+    model: Annotated[str, AfterValidator(_resolve_local_dir)] = "ViT-B-32"
     """A model name of open_clip, or `local-dir:<folder>` in open_clip's own layout."""
-    pretrained: str | None = "laion2b_s34b_b79k"
+    pretrained: NameOrPath | None = "laion2b_s34b_b79k"
     """A tag of that model or a path to its weights; not given for a `local-dir:` model, which has its own."""
 
 
@@ -55,8 +65,8 @@ class EvaluationConfig(_Section):
 class RenderConfig(_Section):
     """ControlNet renders of the best trials: one picture a reference."""
 
-    references: list[Path] = Field(default_factory=list)
-    controlnet: str = "lllyasviel/sd-controlnet-canny"
+    references: list[ConfigPath] = Field(default_factory=list)
+    controlnet: NameOrPath = "lllyasviel/sd-controlnet-canny"
     """Hub id or local diffusers folder."""
     detector: str = "canny"
     """`canny`, or another detector of controlnet-aux by its name."""

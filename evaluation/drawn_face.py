@@ -6,7 +6,6 @@ the demo (`examples/demo/family/face_encoder`) and are made by `examples/demo/tr
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.face import Face
+from training.files import sha256_of
 
 
 class _ResidualBlock(nn.Module):
@@ -87,8 +87,7 @@ class DrawnFaceEncoder:
             network.load_state_dict(load_file(folder / "model.safetensors"))
         except RuntimeError as error:
             raise ValueError(f"face encoder {folder}: model.safetensors does not fit config.json: {error}") from error
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:8]
-        return cls(network, f"drawn {digest}", device)
+        return cls(network, f"drawn {sha256_of(folder / 'model.safetensors')[:8]}", device)
 
     def find_faces(self, images: Sequence[Image.Image]) -> list[list[Face]]:
         """One face or none for each picture; boxes in pixels of the picture given."""

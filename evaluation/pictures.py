@@ -1,50 +1,15 @@
-"""Pictures from folders, as a viewer shows them, and labelled grids of pictures."""
+"""Labelled grids of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-MAX_MEGAPIXELS = 100
-"""Beyond this a picture is an accident or an attack on memory."""
+from PIL import Image, ImageDraw, ImageFont
 
 GRID_GAP = 8
 GRID_FONT_SIZE = 15
 GRID_LABEL_LINES = 3
 GRID_ROW_LABEL_WIDTH = 200
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The jpg, png and webp files directly in a folder, sorted by name.
-
-    Raises:
-        ValueError: there is no such folder or no picture in it.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"pictures: {folder} is not a folder")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not found:
-        raise ValueError(f"pictures: need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
-    return sorted(found, key=lambda p: p.name)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture as RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        ValueError: the file is missing, broken, no picture, or larger than 100 megapixels; names it.
-    """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size  # known from the header, before any pixel is decoded
-            if width * height <= MAX_MEGAPIXELS * 1_000_000:
-                return ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        raise ValueError(f"{path}: not a readable picture ({error})") from error
-    raise ValueError(f"{path}: need at most {MAX_MEGAPIXELS} megapixels, got {width}x{height}")
 
 
 def grid(

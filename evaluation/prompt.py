@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from evaluation.config import ClipConfig
+from evaluation.config import LOCAL_DIR, ClipConfig
 from evaluation.hub import hub_answers
+from training.files import sha256_of
 
-LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 IMAGE_BATCH_SIZE = 16
@@ -256,8 +256,5 @@ def _clip_name(config: ClipConfig) -> str:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:8]
+    digests = b"".join(bytes.fromhex(sha256_of(path)) for path in files)
+    return hashlib.sha256(digests).hexdigest()[:8]

@@ -24,7 +24,8 @@ from PIL import Image
 from evaluation.config import RenderConfig
 from evaluation.generate import run_pipeline, starting_noise
 from evaluation.hub import hub_answers
-from evaluation.pictures import grid, read_picture
+from evaluation.pictures import grid
+from training.pictures import read_picture
 
 SIZE_MULTIPLE = 8
 """The pipeline takes sides that are multiples of this, in pixels."""

@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.face import Face, FaceEncoder, References, embed_references, face_similarity
-from evaluation.pictures import find_pictures, read_picture
 from evaluation.prompt import ClipScorer, without_rare_token
+from training.pictures import find_photos, find_pictures, read_picture
 
 EVALUATOR_VERSION = "1"
 """Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
@@ -162,7 +162,7 @@ def score_folder(
 
     Args:
         images_dir: Folder of jpg, png and webp pictures.
-        photos: Folder or files of the person.
+        photos: Folder (kohya's subfolders are read too) or files of the person.
         face_encoder: Finds and embeds the faces.
         prompts: Text file of prompts; needs `clip`.
         clip: Judge of prompt alignment; asked only with `prompts`.
@@ -177,7 +177,7 @@ def score_folder(
         if clip is None:
             raise ValueError(f"prompts: {prompts} needs a CLIP model to be scored by")
         texts = read_prompts(prompts, [path.name for path in paths])
-    references = embed_references(find_pictures(photos) if isinstance(photos, Path) else photos, face_encoder)
+    references = embed_references(find_photos(photos) if isinstance(photos, Path) else photos, face_encoder)
     pictures = (
         PictureFile(path.name, read_picture(path), text, _generated_seed(path.name))
         for path, text in zip(paths, texts, strict=True)

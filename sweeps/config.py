@@ -9,10 +9,19 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from evaluation.config import EvaluationConfig, RenderConfig
 from sweeps.space import (
@@ -30,6 +39,7 @@ from sweeps.space import (
     shorten,
 )
 from training.config import SubjectConfig
+from training.paths import NameOrPath, relative_to, resolve
 
 NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_FILE_BYTES = 1_000_000
@@ -82,11 +92,15 @@ class ResourcesConfig(_Section):
         return value
 
 
+def _resolve_unless_uri(storage: str, info: ValidationInfo) -> str:
+    return storage if "://" in storage else str(resolve(storage, info))
+
+
 class SweepConfig(_Section):
     """Everything a sweep is made of."""
 
     name: str
-    base_model: str = Field(min_length=1)
+    base_model: NameOrPath = Field(min_length=1)
     """Hub id, local diffusers folder, or a single-file `.safetensors` checkpoint."""
     subject: SubjectConfig
     methods: dict[str, dict[str, Value]]
@@ -95,7 +109,7 @@ class SweepConfig(_Section):
     render: RenderConfig | None = None
     champion: ChampionConfig = ChampionConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    storage: str | None = None
+    storage: Annotated[str, AfterValidator(_resolve_unless_uri)] | None = None
     """A folder or fsspec URI (`s3://bucket/prefix`) that every node reaches, where trials are mirrored."""
 
     @model_validator(mode="before")
@@ -207,13 +221,22 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     for override in overrides:
         _apply_override(raw, override)
     raw.pop("versions", None)  # what wrote a run's sweep.yaml; not a setting
-    return resolve_paths(parse_sweep(raw, path.name), path.resolve().parent)
+    return parse_sweep(raw, path.name, path.resolve().parent)
 
 
-def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml") -> SweepConfig:
-    """Validate a sweep given as plain mappings; `source` names it in messages."""
+def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml", folder: Path | None = None) -> SweepConfig:
+    """Validate a sweep given as plain mappings.
+
+    Args:
+        raw: the sections.
+        source: names them in messages.
+        folder: what relative paths are relative to; None leaves them as they are.
+
+    Raises:
+        ValueError: one line with place, law and value.
+    """
     try:
-        return SweepConfig.model_validate(raw)
+        return SweepConfig.model_validate(raw, context=relative_to(folder) if folder else None)
     except ValidationError as error:
         raise ValueError(_message(error, source)) from None
 
@@ -314,70 +337,6 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ValueError(f"--set {override}: {part} is {shorten(section)}, not a section; set it whole")
     section[parts[-1]] = _load_yaml(text, f"--set {override}")
-
-
-# --- paths ---------------------------------------------------------------------------------------------------------
-
-WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-LOCAL_DIR = "local-dir:"
-
-
-def resolve_paths(config: SweepConfig, folder: Path) -> SweepConfig:
-    """The same sweep with every path made absolute, relative ones taken from `folder`."""
-    face = config.evaluation.face
-    evaluation = config.evaluation.model_copy(
-        update={
-            "face": face.model_copy(
-                update={
-                    "encoder": _resolve_if_path(face.encoder, folder),
-                    "references": face.references and _resolve(face.references, folder),
-                }
-            ),
-            "clip": config.evaluation.clip.model_copy(
-                update={
-                    "model": _resolve_local_dir(config.evaluation.clip.model, folder),
-                    "pretrained": _resolve_if_path(config.evaluation.clip.pretrained, folder),
-                }
-            ),
-        }
-    )
-    render = config.render and config.render.model_copy(
-        update={
-            "references": [_resolve(reference, folder) for reference in config.render.references],
-            "controlnet": _resolve_if_path(config.render.controlnet, folder),
-        }
-    )
-    storage = config.storage
-    if storage is not None and "://" not in storage:
-        storage = str(_resolve(Path(storage), folder))
-    return config.model_copy(
-        update={
-            "base_model": _resolve_if_path(config.base_model, folder),
-            "subject": config.subject.model_copy(update={"photos": _resolve(config.subject.photos, folder)}),
-            "evaluation": evaluation,
-            "render": render,
-            "storage": storage,
-        }
-    )
-
-
-def _resolve(path: Path, folder: Path) -> Path:
-    return (folder / path.expanduser()).resolve()
-
-
-def _resolve_if_path(text: str | None, folder: Path) -> str | None:
-    """A name (`vggface2`, `owner/model`) stays; what looks like a path or is one becomes absolute."""
-    if text is None:
-        return None
-    looks = text.startswith((".", "/", "~")) or text.endswith(WEIGHT_SUFFIXES) or text.count("/") > 1
-    path = _resolve(Path(text), folder)
-    return str(path) if looks or path.exists() else text
-
-
-def _resolve_local_dir(model: str, folder: Path) -> str:
-    if not model.startswith(LOCAL_DIR):
-        return model
-    return LOCAL_DIR + str(_resolve(Path(model.removeprefix(LOCAL_DIR)), folder))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from sweeps.config import SweepConfig, rare_token
 from sweeps.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
 from sweeps.model_card import model_card
 from sweeps.results import Results, Row, path_in_run, public_name, read_results
-from training.atomic import whole_folder
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig
+from training.files import whole_folder
 from training.methods import LORA_FILE
 
 MARKER = "dreamsweep.json"

@@ -7,13 +7,13 @@ is cut short needs no care: weights are verified by their manifest, and a trial'
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 
 import fsspec
 
 from sweeps.store import RunFolder, TrialRecord
 from training.checkpoint import STATE_FILE
+from training.files import whole_file
 
 CHANGING = ".json"
 """Files that are written more than once; any other of the same size is the same."""
@@ -74,11 +74,8 @@ class MirroredRunFolder(RunFolder):
         return super().read(trial)
 
     def _fetch(self, name: str) -> None:
-        path = self.dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._filesystem.get_file(str(self._root / name), str(temporary))
-        temporary.replace(path)
+        with whole_file(self.dir / name) as part:
+            self._filesystem.get_file(str(self._root / name), str(part))
 
     def _sizes_here(self, part: Path) -> dict[str, int]:
         files = [part] if part.is_file() else sorted(part.rglob("*")) if part.is_dir() else []

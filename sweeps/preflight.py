@@ -111,7 +111,7 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
 
 
 def _check_references(folder: Path | None) -> None:
-    from training.photos import find_photos
+    from training.pictures import find_photos
 
     if folder is None:
         return

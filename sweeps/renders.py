@@ -17,8 +17,9 @@ from evaluation.generate import generation_dtype
 from evaluation.render import Render, check_render, contact_sheet, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.results import Row, path_in_run, read_results
-from sweeps.store import BASE_TRIAL, RunFolder, write_json
+from sweeps.store import BASE_TRIAL, RunFolder
 from training.checkpoint import load_pipeline, open_checkpoint
+from training.files import whole_file, write_json
 
 BASE_COLUMN = "base model"
 INDEX = "renders.json"
@@ -58,7 +59,8 @@ def render_run(
         columns[name] = _render(run.dir, row, config, render)
         _save(columns[name], run.renders_dir / (row.trial if row else BASE_TRIAL))
     path = run.renders_dir / "sheet.png"
-    contact_sheet(columns).save(path)
+    with whole_file(path) as part:
+        contact_sheet(columns).save(part, format="PNG")
     write_json(run.renders_dir / INDEX, _index(render, best))
     return path
 
@@ -100,9 +102,9 @@ def _render(run_dir: Path, row: Row | None, config: SweepConfig, render: RenderC
 
 
 def _save(pictures: Sequence[Render], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        picture.image.save(folder / f"{Path(picture.reference).stem}.png")
+        with whole_file(folder / f"{Path(picture.reference).stem}.png") as part:
+            picture.image.save(part, format="PNG")
 
 
 def _index(render: RenderConfig, best: Sequence[Row]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from sweeps.results import (
     read_results,
     write_results_csv,
 )
-from sweeps.store import BASE_TRIAL, RunFolder, write_bytes
+from sweeps.store import BASE_TRIAL, RunFolder
+from training.files import write_whole
 
 THUMBNAIL_SIDE = 256
 SHEET_SIDE = 2400
@@ -61,7 +62,7 @@ def write_report(run_dir: Path | str) -> Path:
     results = read_results(run_dir)
     write_results_csv(results)
     path = RunFolder(results.run_dir).report_html
-    write_bytes(path, render_report(results).encode())
+    write_whole(path, render_report(results))
     return path
 
 

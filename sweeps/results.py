@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.intervals import MIN_PICTURES_FOR_VERDICT, Difference, Interval, bootstrap_interval, paired_difference
-from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord, write_bytes
+from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
+from training.files import write_whole
 
 COLUMNS = (
     "trial",
@@ -556,5 +557,5 @@ def results_csv(rows: Iterable[Row]) -> str:
 def write_results_csv(results: Results) -> Path:
     """Write RUN/results.csv. It is derived: nothing reads it back."""
     path = RunFolder(results.run_dir).results_csv
-    write_bytes(path, results_csv(results.rows).encode())
+    write_whole(path, results_csv(results.rows))
     return path

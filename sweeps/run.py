@@ -63,7 +63,9 @@ from sweeps.trial import (
     report_of,
 )
 from training.checkpoint import STATE_FILE
-from training.photos import find_photos, read_caption
+from training.files import sha256_of
+from training.photos import read_caption
+from training.pictures import find_photos
 
 MAX_MACHINE_FAILURES = 3
 """How often Ray starts a trial again whose worker or machine was lost."""
@@ -141,7 +143,7 @@ def photos_key(config: SweepConfig) -> str:
         folders["references"] = config.evaluation.face.references
     for role, folder in folders.items():
         for path in find_photos(folder):
-            entry = [role, path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+            entry = [role, path.relative_to(folder).as_posix(), sha256_of(path)]
             digest.update(json.dumps([*entry, read_caption(path)]).encode())
     return digest.hexdigest()
 

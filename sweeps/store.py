@@ -1,7 +1,7 @@
 """The run folder: where everything of a sweep lies, and the ledger of its trials.
 
 `trials/<trial>/trial.json` is the truth about a trial; whatever Ray, Optuna or a table knows is derived from it.
-A write is whole or absent: temporary file, fsync, rename.
+A write is whole or absent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.files import write_json, write_whole
 
 Status = Literal["running", "finished", "stopped", "failed"]
 BASE_TRIAL = "base"
@@ -138,7 +140,7 @@ class RunFolder:
 
     def write_sweep(self, text: str) -> None:
         """Put the resolved sweep file in the run folder, atomically."""
-        write_bytes(self.sweep_file, text.encode())
+        write_whole(self.sweep_file, text)
 
     def read(self, trial: str) -> TrialRecord | None:
         """The ledger's record, or None where the trial has none yet.
@@ -224,24 +226,3 @@ class RunFolder:
             file.write(str(os.getpid()))
             file.flush()
             yield
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON (finite numbers only) so that a reader sees the old file or the whole new one."""
-    write_bytes(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)

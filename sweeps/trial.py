@@ -29,7 +29,8 @@ from sweeps.search import best_checkpoint, lesson, read_config
 from sweeps.space import METHODS, corners_of, scoring_points, trial_name
 from sweeps.store import BASE_TRIAL, RunFolder, ScoredCheckpoint, TrialRecord
 from training.checkpoint import STATE_FILE, Checkpoint, latest_checkpoint, load_pipeline, open_checkpoint
-from training.dataset import encode_dataset, find_photos, load_dataset, prepare_photos
+from training.dataset import encode_dataset, load_dataset, prepare_photos
+from training.pictures import find_photos
 from training.stable_diffusion import base_model_fingerprint
 from training.train import check_training, train
 

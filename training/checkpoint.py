@@ -24,8 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.atomic import sha256_of, whole_folder
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig
+from training.files import sha256_of, whole_folder
 from training.methods import TrainedModules, pipeline_with_weights, save_weights
 from training.stable_diffusion import base_pipeline, choose_device
 

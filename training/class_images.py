@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from training.atomic import publish, write_whole
+from training.files import whole_file, write_json
 from training.stable_diffusion import base_model_fingerprint, base_pipeline
 
 _NUM_STEPS = 25  # of DPM-Solver++: as good as 50 steps of the base model's own scheduler at half the price
@@ -47,9 +46,8 @@ def make_class_images(
                 generator=[torch.Generator().manual_seed(number) for number in numbers],
             ).images
             for number, image in zip(numbers, images, strict=True):
-                part = folder / f".{number:05d}.{os.getpid()}.part"
-                image.save(part, format="png")
-                publish(part, files[number])
+                with whole_file(files[number]) as part:
+                    image.save(part, format="png")
             if progress:
                 progress(num_images - len(missing) + start + len(numbers), num_images)
     return files
@@ -61,4 +59,4 @@ def _keep_only_pictures_of(folder: Path, origin: dict[str, str]) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_whole(record, json.dumps(origin, indent=2) + "\n")
+    write_json(record, origin)

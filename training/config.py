@@ -6,10 +6,11 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.paths import ConfigPath
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -37,7 +38,7 @@ class _Section(BaseModel):
 class SubjectConfig(_Section):
     """The person: photos, the words that name them, and how pictures are cut."""
 
-    photos: Path
+    photos: ConfigPath
     """Folder of 5-50 jpg, png or webp pictures of one person; a sidecar `.txt` beside a picture is its caption."""
     instance_prompt: str = Field(min_length=1)
     """What a photo of the person is called, with the rare token: "a photo of sks woman"."""

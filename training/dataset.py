@@ -27,34 +27,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.atomic import sha256_of, write_whole
 from training.class_images import make_class_images
 from training.config import SubjectConfig
-from training.photos import (
-    Box,
-    check_photos,
-    crop_square,
-    find_photos,
-    load_photo,
-    num_repeats,
-    pixel_digest,
-    read_caption,
-)
+from training.files import sha256_of, write_json, write_whole
+from training.photos import check_photos, crop_square, num_repeats, read_caption
+from training.pictures import Box, find_photos, pixel_digest, read_picture
 from training.stable_diffusion import base_model_fingerprint, choose_device, fresh_copy, load_base_model
-
-__all__ = [
-    "Box",
-    "Dataset",
-    "Latents",
-    "Photo",
-    "check_photos",
-    "encode_dataset",
-    "find_photos",
-    "load_dataset",
-    "load_photo",
-    "load_prepared_photos",
-    "prepare_photos",
-]
 
 
 @dataclass(frozen=True)
@@ -124,7 +102,7 @@ def prepare_photos(
     (out_dir / "photos").mkdir(parents=True)
     records = []
     for number, path in enumerate(photos):
-        image = load_photo(path)
+        image = read_picture(path)
         face = find_face(image) if find_face else None
         square = crop_square(image, face, subject.resolution)
         file = f"photos/{number:03d}.png"
@@ -140,7 +118,7 @@ def prepare_photos(
             }
         )
     record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
-    write_whole(out_dir / "dataset.json", json.dumps(record, indent=2) + "\n")
+    write_json(out_dir / "dataset.json", record)
 
 
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
@@ -148,8 +126,7 @@ def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
     out_dir = Path(out_dir)
     photos = []
     for record in _need_record(out_dir)["photos"]:
-        with Image.open(out_dir / record["file"]) as image:
-            photos.append(Photo(record["source"], record["caption"], image.convert("RGB")))
+        photos.append(Photo(record["source"], record["caption"], read_picture(out_dir / record["file"])))
     return photos
 
 
@@ -195,7 +172,7 @@ def encode_dataset(
         )
         key = _key("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
         if _latents_key(out_dir / "class_latents.safetensors") != key:
-            squares = [crop_square(load_photo(file), None, resolution) for file in files]
+            squares = [crop_square(read_picture(file), None, resolution) for file in files]
             named = _encode(squares, base_model, device)
             _save_latents(out_dir / "class_latents.safetensors", named, key, base_model)
 

@@ -16,6 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from training.files import sha256_of
+
 # Bars for files that load in a second would tear the live table of a sweep apart.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -248,9 +250,7 @@ def _looks_like_hub_id(base_model: str) -> bool:
 def _digest_files(root: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(root).as_posix()}\0{content}\n".encode())
+        digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 

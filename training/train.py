@@ -1,6 +1,7 @@
 """The training loop: a generator of checkpoints.
 
-It repeats what diffusers' DreamBooth scripts do in a step, on explicit state (weights, optimizer, schedule, step), so that a run that was interrupted and resumed equals an uninterrupted one: bit for bit on the CPU.
+It repeats what diffusers' DreamBooth scripts do in a step, on explicit state (weights, optimizer, schedule, step), so
+that a run that was interrupted and resumed equals an uninterrupted one: bit for bit on the CPU.
 Batches run on over the end of an epoch, so every step sees the same number of pictures.
 """
 
@@ -22,11 +23,11 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from training.atomic import remove_parts
 from training.batches import Batch, PromptEncoder, Stream, draw_batch, seed_at
 from training.checkpoint import Checkpoint, load_training_state, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig
 from training.dataset import Dataset
+from training.files import remove_parts
 from training.loss import dreambooth_loss, prediction_target
 from training.methods import TrainedModules, copy_for_training, trainable
 from training.stable_diffusion import choose_device, load_base_model, training_noise_schedule

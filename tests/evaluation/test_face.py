@@ -27,8 +27,8 @@ from evaluation.face import (
     largest_first,
     load_face_encoder,
     mean_embedding,
-    pixel_digest,
 )
+from training.pictures import pixel_digest
 
 vectors = (
     st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from evaluation.face import FaceEncoder, embed_references, load_face_encoder
-from evaluation.pictures import find_pictures
 from evaluation.score import score_folder
+from training.pictures import find_pictures
 
 INCEPTION = "face_encoders/inception_resnet_v1_msceleb_128d_fp16.safetensors"
 BOUNDS = {INCEPTION: (0.85, 0.35), "dlib": (0.95, 0.87)}

@@ -209,7 +209,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from training.atomic import whole_folder
+from training.files import whole_folder
 with whole_folder(Path(sys.argv[1])) as part:
     (part / "weights").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
