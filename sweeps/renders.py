@@ -97,7 +97,9 @@ def _render(run_dir: Path, row: Row | None, config: SweepConfig, render: RenderC
         assert row.checkpoint is not None, "only the base model has no checkpoint"
         checkpoint = open_checkpoint(path_in_run(run_dir, row.checkpoint), config.base_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = load_pipeline(checkpoint, config.base_model, device=device, dtype=generation_dtype(device))
+    pipeline = load_pipeline(
+        checkpoint, config.base_model, device=device, dtype=generation_dtype(device), share_frozen=True
+    )
     return render_references(pipeline, render, config.subject.instance_prompt)
 
 

@@ -142,7 +142,9 @@ def score_checkpoint(
     """Generate a checkpoint's pictures into the run folder and score them; None is the base model."""
     step = 0 if checkpoint is None else checkpoint.step
     images_dir = folder.images_dir(trial, step)
-    pipeline = load_pipeline(checkpoint, config.base_model, device=device, dtype=generation_dtype(device))
+    pipeline = load_pipeline(
+        checkpoint, config.base_model, device=device, dtype=generation_dtype(device), share_frozen=True
+    )
     save_images(generate(pipeline, config.evaluation), images_dir, config.evaluation, model=trial)
     del pipeline  # its memory is needed for the judges
     score = score_images(

@@ -123,20 +123,25 @@ def load_pipeline(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    share_frozen: bool = False,
 ) -> StableDiffusionPipeline:
-    """A pipeline with a checkpoint's weights, or the base model itself for None; all modules are fresh copies.
+    """A pipeline with a checkpoint's weights, or the base model itself for None; its modules are its own.
 
     Args:
         checkpoint: from `train` or `open_checkpoint`.
         base_model: hub id, folder or file of the base model on this machine.
         device: default: the GPU where there is one.
         dtype: default: float16 on a GPU, float32 on the CPU.
+        share_frozen: share the base model's frozen weights with whoever else in this process uses them, instead of
+            copying gigabytes: for making pictures, not for fusing or changing weights.
     """
     device = choose_device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if checkpoint is None:
-        return base_pipeline(base_model, device, dtype)
-    return pipeline_with_weights(checkpoint.config, checkpoint.dir, base_model, device, dtype)
+        return base_pipeline(base_model, device, dtype, share_frozen=share_frozen)
+    return pipeline_with_weights(
+        checkpoint.config, checkpoint.dir, base_model, device, dtype, share_frozen=share_frozen
+    )
 
 
 def _checkpoint_folders(out_dir: Path) -> list[tuple[Path, int]]:

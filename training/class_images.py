@@ -36,7 +36,7 @@ def make_class_images(
     missing = [number for number, file in enumerate(files) if not file.is_file()]
     if missing:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        pipeline = base_pipeline(base_model, device, dtype)
+        pipeline = base_pipeline(base_model, device, dtype, share_frozen=True)
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         for start in range(0, len(missing), _BATCH_SIZE):
             numbers = missing[start : start + _BATCH_SIZE]

@@ -32,7 +32,7 @@ from training.config import SubjectConfig
 from training.files import sha256_of, write_json, write_whole
 from training.photos import check_photos, crop_square, num_repeats, read_caption
 from training.pictures import Box, find_photos, pixel_digest, read_picture
-from training.stable_diffusion import base_model_fingerprint, choose_device, fresh_copy, load_base_model
+from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,7 @@ def encode_image(vae: AutoencoderKL, image: Image.Image) -> tuple[Tensor, Tensor
 
 
 def _encode(images: Sequence[Image.Image], base_model: str, device: torch.device) -> dict[str, Tensor]:
-    vae = load_base_model(base_model).vae
-    if device.type != "cpu":
-        vae = fresh_copy(vae, device, torch.float32)
+    vae = frozen_module(base_model, "vae", device, torch.float32)
     encoded = [encode_image(vae, image) for image in images]  # one by one: the result must not depend on a batch
     return {"mean": torch.stack([mean for mean, _ in encoded]), "std": torch.stack([std for _, std in encoded])}
 

@@ -1,6 +1,6 @@
 """LoRA and DreamBooth: which weights train, and how they are saved and loaded. Files are diffusers' own formats.
 
-Either way the base model's modules are copied first; the cached base is never changed.
+Either way the base model's frozen weights are never written into: a LoRA trains beside them, DreamBooth trains a copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
-from training.stable_diffusion import base_pipeline, forget_path, load_base_model, place, shared_copy
+from training.stable_diffusion import base_pipeline, forget_path, frozen_module, load_base_model, place, shared_copy
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -57,16 +57,22 @@ def copy_for_training(
 
     New adapters are drawn on the CPU from the trial's seed, so they are the same whatever the device.
     """
+    dtype = _HALF_OR_FULL[config.mixed_precision]
     if isinstance(config, LoraConfig):
         unet, text_encoder = _add_adapters(config, base_model)
         if resume_dir is not None:
             _load_adapters(unet, text_encoder, resume_dir)
+        place(unet, device, dtype, frozen_module(base_model, "unet", device, dtype))
+        if text_encoder is not None:
+            place(text_encoder, device, dtype, frozen_module(base_model, "text_encoder", device, dtype))
     else:
         unet, text_encoder = _unfrozen_copies(config, base_model, resume_dir)
-    for module in (unet, text_encoder):
-        if module is not None:
-            place(module, device, _HALF_OR_FULL[config.mixed_precision])
-            module.train()
+        for module in (unet, text_encoder):
+            if module is not None:
+                place(module, device, dtype)
+    unet.train()
+    if text_encoder is not None:
+        text_encoder.train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         if text_encoder is not None:
@@ -85,19 +91,30 @@ def save_weights(config: TrainConfig, modules: TrainedModules, folder: Path) -> 
 
 
 def pipeline_with_weights(
-    config: TrainConfig, folder: Path, base_model: str, device: torch.device, dtype: torch.dtype
+    config: TrainConfig,
+    folder: Path,
+    base_model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    share_frozen: bool = False,
 ) -> StableDiffusionPipeline:
-    """The base model's pipeline with the weights of a checkpoint folder, by the way that diffusers users load them."""
+    """The base model's pipeline with the weights of a checkpoint folder, by the way that diffusers users load them.
+
+    `share_frozen` as in `base_pipeline`.
+    """
     if isinstance(config, LoraConfig):
-        pipeline = base_pipeline(base_model, device, dtype)
+        pipeline = base_pipeline(base_model, device, dtype, share_frozen=share_frozen)
         with _without_remarks_on_absent_parts():
             pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        for module in (pipeline.unet, pipeline.text_encoder):
+            module.eval()  # peft's new layers are in training mode, in which their dropout spoils every picture
         return pipeline
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype).to(device)
     text_encoder = None
     if config.train_text_encoder:
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype).to(device)
-    return base_pipeline(base_model, device, dtype, unet=unet, text_encoder=text_encoder)
+    return base_pipeline(base_model, device, dtype, unet=unet, text_encoder=text_encoder, share_frozen=share_frozen)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from diffusers import DDPMScheduler, ModelMixin, StableDiffusionPipeline
@@ -25,6 +25,7 @@ transformers_logging.disable_progress_bar()
 PICKLE_SUFFIXES = frozenset({".ckpt", ".bin", ".pt", ".pth", ".pkl"})
 CONFIG_AND_WEIGHT_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
 
+Part = Literal["unet", "vae", "text_encoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -104,15 +105,38 @@ def shared_copy(module: ModuleT) -> ModuleT:
     return copy.deepcopy(module, memo)
 
 
-def place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype) -> None:
+def frozen_module(base_model: str, part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The base model's `part` where it is needed: made once per process, device and precision, for all who need it.
+
+    Nothing may write into it. Whoever puts adapters in does so in a `shared_copy`; whoever fuses them takes a
+    `fresh_copy`.
+    """
+    return _frozen_module(base_model, part, str(device), dtype)
+
+
+@functools.cache
+def _frozen_module(base_model: str, part: Part, device: str, dtype: torch.dtype) -> nn.Module:
+    module: nn.Module = getattr(load_base_model(base_model), part)
+    return fresh_copy(module, torch.device(device), dtype)
+
+
+def place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype, frozen: nn.Module | None = None) -> None:
     """Move a `shared_copy` to where it trains: frozen weights in `frozen_dtype`, trainable ones float32.
 
     Trainable weights always leave the shared storage. They stay float32 under mixed precision because a bfloat16
     weight cannot take a step of 1e-4 of its size.
+
+    Args:
+        module: the copy, with its adapters if it has any.
+        device: where it trains.
+        frozen_dtype: precision of what does not train.
+        frozen: a `frozen_module` of that device and precision, whose weights are then shared instead of copied.
     """
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(device, torch.float32, copy=True)
+        elif frozen is not None:
+            parameter.data = frozen.get_parameter(name.replace(".base_layer.", ".")).data
         else:
             parameter.data = parameter.data.to(device, frozen_dtype)
     for owner in module.modules():
@@ -135,14 +159,32 @@ def base_pipeline(
     *,
     unet: nn.Module | None = None,
     text_encoder: nn.Module | None = None,
+    share_frozen: bool = False,
 ) -> StableDiffusionPipeline:
-    """A pipeline of fresh copies of the base model's modules; a `unet` or `text_encoder` given is taken as it is."""
+    """A pipeline of copies of the base model's modules; a `unet` or `text_encoder` given is taken as it is.
+
+    Args:
+        base_model: hub id, folder or file.
+        device: where the modules are.
+        dtype: their precision.
+        unet: in place of the base model's.
+        text_encoder: in place of the base model's.
+        share_frozen: share the weights of this process's `frozen_module`s instead of copying them. The pipeline takes
+            adapters all the same, but nothing may write into its weights (`fuse_lora` does).
+    """
     base = load_base_model(base_model)
+
+    def copy_of(part: Part) -> nn.Module:
+        if share_frozen:
+            return shared_copy(frozen_module(base_model, part, device, dtype))
+        module: nn.Module = getattr(base, part)
+        return fresh_copy(module, device, dtype)
+
     pipeline = StableDiffusionPipeline(
-        vae=fresh_copy(base.vae, device, dtype),
-        text_encoder=text_encoder or fresh_copy(base.text_encoder, device, dtype),
+        vae=copy_of("vae"),
+        text_encoder=text_encoder or copy_of("text_encoder"),
         tokenizer=base.tokenizer,
-        unet=unet or fresh_copy(base.unet, device, dtype),
+        unet=unet or copy_of("unet"),
         scheduler=type(base.scheduler).from_config(base.scheduler.config),
         safety_checker=None,
         feature_extractor=None,

@@ -27,7 +27,7 @@ from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline, lo
 from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
 from training.methods import TrainedModules, copy_for_training
-from training.stable_diffusion import base_pipeline, load_base_model, place, shared_copy
+from training.stable_diffusion import base_pipeline, frozen_module, load_base_model, shared_copy
 from training.train import NonFiniteLoss, check_training, scoring_steps, train
 
 CPU = torch.device("cpu")
@@ -105,6 +105,8 @@ def upstream_weights(
     """
     pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     unet, text_encoder = pipeline.unet, pipeline.text_encoder
+    for parameter in (*unet.parameters(), *text_encoder.parameters()):
+        parameter.data = parameter.data.clone()  # memory mapped from a file rounds differently than memory of one's own
     if isinstance(config, LoraConfig):
         for module, targets, ours in (
             (unet, ["to_k", "to_q", "to_v", "to_out.0", "add_k_proj", "add_v_proj"], start.unet),
@@ -307,14 +309,52 @@ def test_the_base_is_unchanged_by_a_trial(
     assert not any(parameter.requires_grad for parameter in load_base_model(tiny_base).unet.parameters())
 
 
+@BOTH
+def test_nothing_writes_into_the_frozen_modules(
+    config: LoraConfig | DreamBoothConfig, dataset: Dataset, tiny_base: str, tmp_path: Path
+) -> None:
+    """A whole trial, pictures at every point included, and its resumption leave their bytes as they were."""
+    parts = [frozen_module(tiny_base, part, CPU, torch.float32) for part in ("unet", "vae", "text_encoder")]
+    before = [digest(module) for module in parts]
+    for resume_from in (None, "half"):
+        latest = latest_checkpoint(tmp_path) if resume_from else None
+        for checkpoint in train(config, dataset, [2], latest, out_dir=tmp_path, device="cpu"):
+            pictures = load_pipeline(checkpoint, tiny_base, device="cpu", share_frozen=True)
+            generator = torch.Generator().manual_seed(0)
+            assert pictures("sks", num_inference_steps=2, generator=generator).images
+            if resume_from is None:
+                break
+    assert [digest(module) for module in parts] == before
+    assert not any(parameter.requires_grad for module in parts for parameter in module.parameters())
+
+
+def test_training_and_pictures_of_a_lora_share_one_frozen_unet(
+    dataset: Dataset, tiny_base: str, tmp_path: Path
+) -> None:
+    """The same storage, not equal copies; a pipeline of its own makes the same pictures."""
+    frozen = frozen_module(tiny_base, "unet", CPU, torch.float32)
+    assert frozen_module(tiny_base, "unet", CPU, torch.float32) is frozen
+    checkpoint = last(train(LORA, dataset, [], out_dir=tmp_path, device="cpu"))
+    shared = load_pipeline(checkpoint, tiny_base, device="cpu", share_frozen=True)
+    storage = {parameter.data_ptr() for parameter in frozen.parameters()}
+    for unet in (copy_for_training(LORA, tiny_base, CPU).unet, shared.unet):
+        in_layers = {p.data_ptr() for name, p in unet.named_parameters() if "lora_" not in name}
+        assert in_layers == storage
+    pictures = [
+        pipeline("sks", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        for pipeline in (shared, load_pipeline(checkpoint, tiny_base, device="cpu"))
+    ]
+    assert torch.equal(*pictures)
+
+
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_a_lora_at_step_0_is_the_base(mixed_precision: str, tiny_base: str) -> None:
     """New adapters add nothing: pictures are equal, pixel for pixel."""
     config = LORA.model_copy(update={"mixed_precision": mixed_precision})
-    base = load_base_model(tiny_base)
-    untouched = TrainedModules(shared_copy(base.unet), shared_copy(base.text_encoder))
-    for module in (untouched.unet, untouched.text_encoder):
-        place(module, CPU, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+    untouched = TrainedModules(
+        *(shared_copy(frozen_module(tiny_base, part, CPU, dtype)) for part in ("unet", "text_encoder"))
+    )
     pictures = []
     for modules in (untouched, copy_for_training(config, tiny_base, CPU)):
         unet, text_encoder = modules.unet.float().eval(), modules.text_encoder.float().eval()
