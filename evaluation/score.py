@@ -14,10 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.face import Face, FaceEncoder, References, embed_references, face_similarity
 from evaluation.prompt import ClipScorer, without_rare_token
+from evaluation.scores import ImageScore
 from training.pictures import find_photos, find_pictures, read_picture
-
-EVALUATOR_VERSION = "1"
-"""Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
 
 RARE_WORD = "sks"
 """The word that stands for the person in most DreamBooth prompts."""
@@ -64,28 +62,6 @@ class PictureFile:
     image: Image.Image
     prompt: str | None = None
     seed: int | None = None
-
-
-class ImageScore(BaseModel):
-    """One picture's scores."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str
-    prompt: str | None = None
-    seed: int | None = None
-    face_similarity: float | None
-    """Cosine of the largest face to the reference, in [-1, 1]; null where there is no face."""
-    prompt_alignment: float | None
-    """Raw CLIP cosine in [-1, 1]; null without a prompt."""
-    num_faces: int
-    """Faces found in the picture."""
-    face_width: float | None = None
-    """Width of the largest face in pixels: small faces score lower for reasons other than likeness."""
-    face_probability: float | None = None
-    """The detector's confidence in the largest face, in [0, 1]."""
-    left_out: bool = False
-    """The picture is itself one of several reference photos and was compared with the mean of the others."""
 
 
 class Score(BaseModel):

@@ -17,9 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.wording import learning_rate_text
+
 if TYPE_CHECKING:
     from evaluation.score import Score
-    from sweeps.results import Results, Row
+    from sweeps.results.leaderboard import Row
+    from sweeps.results.rows import Results
 
 app = typer.Typer(
     name="dreamsweep",
@@ -49,7 +52,7 @@ class ExportFormat(StrEnum):
 def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run goes.")] = Path("runs")) -> None:
     """Run the embedded sweep: no GPU, no download, a few minutes."""
     from sweeps.demo import demo_sweep_file
-    from sweeps.export import export_checkpoint
+    from sweeps.export.export import export_checkpoint
 
     run_dir = _run(demo_sweep_file(), [], out, address=None)
     champion = _read(run_dir).champion.row
@@ -65,7 +68,7 @@ def check(
 ) -> None:
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
-    from sweeps.preflight import check_sweep
+    from sweeps.plan import check_sweep
 
     plan = check_sweep(load_sweep(sweep, overrides or []))
     for line in plan.lines():
@@ -89,8 +92,9 @@ def run(
 
 def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> Path:
     from sweeps.config import load_sweep
-    from sweeps.report import write_report
-    from sweeps.run import SweepInterrupted, run_sweep
+    from sweeps.execution.run import run_sweep
+    from sweeps.execution.session import SweepInterrupted
+    from sweeps.report.page import write_report
 
     try:
         run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
@@ -169,7 +173,7 @@ def render(
 @app.command()
 def report(run: RunDir) -> None:
     """Write one self-contained report.html."""
-    from sweeps.report import write_report
+    from sweeps.report.page import write_report
 
     _say(f"report    {write_report(run)}")
 
@@ -187,7 +191,7 @@ def export(
     ] = ExportFormat.diffusers,
 ) -> None:
     """Export the best checkpoint with a model card."""
-    from sweeps.export import export_checkpoint
+    from sweeps.export.export import export_checkpoint
 
     _say(f"exported  {export_checkpoint(run, dest, trial=trial, format=format.value)}")
 
@@ -204,7 +208,7 @@ def _complain(text: str) -> None:
 
 
 def _read(run: Path) -> Results:
-    from sweeps.results import read_results
+    from sweeps.results.rows import read_results
 
     results = read_results(run)
     for warning in results.warnings:
@@ -237,7 +241,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
 def _cells(row: Row) -> list[str]:
     mark = "*" if row.champion else "+" if row.pareto else ""
     rank = "" if row.rank is None else str(row.rank)
-    learning_rate = "" if row.learning_rate is None else f"{row.learning_rate:.3g}"
+    learning_rate = "" if row.learning_rate is None else learning_rate_text(row.learning_rate)
     faces = f"{row.num_faces}/{row.num_images}"
     scores = [f"{row.face_similarity:.3f}", f"{row.prompt_alignment:.3f}"]
     return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, row.status]

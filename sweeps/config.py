@@ -25,7 +25,6 @@ from pydantic import (
 
 from evaluation.config import EvaluationConfig, RenderConfig
 from sweeps.space import (
-    METHODS,
     Choices,
     MisplacedError,
     Range,
@@ -34,11 +33,10 @@ from sweeps.space import (
     explain,
     grid,
     largest,
-    nearest,
     parse_space,
-    shorten,
 )
-from training.config import SubjectConfig
+from sweeps.wording import shorten, unknown_key
+from training.config import METHODS, SubjectConfig
 from training.paths import NameOrPath, relative_to, resolve
 
 NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -134,7 +132,7 @@ class SweepConfig(_Section):
         methods = {}
         for method, section in raw.items():
             if method not in METHODS:
-                raise MisplacedError(str(method), nearest(str(method), list(METHODS)))
+                raise MisplacedError(str(method), unknown_key(str(method), list(METHODS)))
             try:
                 methods[str(method)] = parse_space(method, section)
             except MisplacedError as error:
@@ -249,7 +247,7 @@ def _message(error: ValidationError, source: str) -> str:
     if isinstance(cause, MisplacedError):
         place, law = ".".join(part for part in (place, cause.place) if part), cause.law
     elif first["type"] == "extra_forbidden":
-        law = nearest(str(loc[-1]), _known_keys(loc[:-1]))
+        law = unknown_key(str(loc[-1]), _known_keys(loc[:-1]))
     return f"{source}:{place}: {law}" if place else f"{source}: {law}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,57 @@ from evaluation.config import RenderConfig
 from evaluation.generate import generation_dtype
 from evaluation.render import Render, check_render, contact_sheet, render_references
 from sweeps.config import SweepConfig, load_sweep
-from sweeps.results import Row, path_in_run, read_results
-from sweeps.store import BASE_TRIAL, RunFolder
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import BASE_TRIAL
+from sweeps.results.leaderboard import Row
+from sweeps.results.rows import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
 from training.files import whole_file, write_json
 
 BASE_COLUMN = "base model"
 INDEX = "renders.json"
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What is rendered with what."""
+
+    render: RenderConfig
+    base_model: str
+    instance_prompt: str
+    """Where the render section has no prompt of its own."""
+    best: tuple[Row, ...]
+    """Each of the best trials' best checkpoint."""
+
+    @classmethod
+    def of(cls, config: SweepConfig, render: RenderConfig, best: Sequence[Row]) -> RenderJob:
+        """The sweep's own renders: as many of the best trials as the section says."""
+        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]))
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What the renders are made of and with; written last, it says that they are whole."""
+        return {
+            "trials": [{"trial": row.trial, "step": row.step} for row in self.best],
+            "references": [path.name for path in self.render.references],
+            **self.render.model_dump(mode="json", exclude={"references", "top"}),
+        }
+
+
+def due_renders(config: SweepConfig, folder: RunFolder) -> RenderJob | None:
+    """The renders that the sweep asks for, if it has trials to render and `renders/` does not hold just these."""
+    best = read_results(folder.dir).best_of_each_trial()
+    if config.render is None or not config.render.references or not best:
+        return None
+    job = RenderJob.of(config, config.render, best)
+    return None if _rendered(folder) == job.index else job
+
+
+def _rendered(folder: RunFolder) -> Any:
+    try:
+        return json.loads((folder.renders_dir / INDEX).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
 
 
 def render_run(
@@ -45,74 +90,57 @@ def render_run(
     Raises:
         ValueError: nothing to render, or no reference.
     """
-    run = RunFolder(run_dir)
-    config = load_sweep(run.sweep_file)
-    render = render_config(config, references)
+    folder = RunFolder(run_dir)
+    config = load_sweep(folder.sweep_file)
+    render = render_config(config, references, top)
     check_render(render)
-    best = read_results(run.dir).best_of_each_trial()[: top or render.top]
+    best = read_results(folder.dir).best_of_each_trial()
     if not best:
-        raise ValueError(f"rendering needs a scored checkpoint, and {run.dir} has none yet")
-
-    columns: dict[str, list[Render]] = {}
-    for name, row in [(BASE_COLUMN, None), *((f"{row.trial} @ {row.step}", row) for row in best)]:
-        progress(name)
-        columns[name] = _render(run.dir, row, config, render)
-        _save(columns[name], run.renders_dir / (row.trial if row else BASE_TRIAL))
-    path = run.renders_dir / "sheet.png"
-    with whole_file(path) as part:
-        contact_sheet(columns).save(part, format="PNG")
-    write_json(run.renders_dir / INDEX, _index(render, best))
-    return path
+        raise ValueError(f"rendering needs a scored checkpoint, and {folder.dir} has none yet")
+    return render_best(RenderJob.of(config, render, best), folder, progress)
 
 
-def renders_are_due(run_dir: Path | str) -> bool:
-    """Whether the sweep asks for renders, has trials to render, and what lies in `renders/` is not of those."""
-    run = RunFolder(run_dir)
-    render = load_sweep(run.sweep_file).render
-    best = read_results(run.dir).best_of_each_trial()
-    if render is None or not render.references or not best:
-        return False
-    try:
-        return bool(json.loads((run.renders_dir / INDEX).read_text()) != _index(render, best[: render.top]))
-    except (OSError, json.JSONDecodeError):
-        return True
-
-
-def render_config(config: SweepConfig, references: Sequence[Path] = ()) -> RenderConfig:
-    """The sweep's render section, with `references` given by hand instead of its own.
+def render_config(config: SweepConfig, references: Sequence[Path] = (), top: int | None = None) -> RenderConfig:
+    """The sweep's render section, with what is given by hand instead of its own.
 
     Raises:
         ValueError: there is no reference at all.
     """
     render = config.render or RenderConfig()
-    render = render.model_copy(update={"references": [path.resolve() for path in references] or render.references})
+    given = {"references": [path.resolve() for path in references], "top": top}
+    render = render.model_copy(update={name: value for name, value in given.items() if value})
     if not render.references:
         raise ValueError("rendering needs a reference: name pictures under render.references or with --reference")
     return render
 
 
-def _render(run_dir: Path, row: Row | None, config: SweepConfig, render: RenderConfig) -> list[Render]:
+def render_best(job: RenderJob, folder: RunFolder, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """Do the job; `renders/sheet.png` as `render_run` returns it."""
+    columns: dict[str, list[Render]] = {}
+    for name, row in [(BASE_COLUMN, None), *((f"{row.trial} @ {row.step}", row) for row in job.best)]:
+        progress(name)
+        columns[name] = _render(job, row, folder)
+        _save(columns[name], folder.renders_dir / (row.trial if row else BASE_TRIAL))
+    sheet = folder.renders_dir / "sheet.png"
+    with whole_file(sheet) as part:
+        contact_sheet(columns).save(part, format="PNG")
+    write_json(folder.renders_dir / INDEX, job.index)
+    return sheet
+
+
+def _render(job: RenderJob, row: Row | None, folder: RunFolder) -> list[Render]:
     checkpoint = None
     if row is not None:
         assert row.checkpoint is not None, "only the base model has no checkpoint"
-        checkpoint = open_checkpoint(path_in_run(run_dir, row.checkpoint), config.base_model)
+        checkpoint = open_checkpoint(folder.inside(row.checkpoint), job.base_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = load_pipeline(
-        checkpoint, config.base_model, device=device, dtype=generation_dtype(device), share_frozen=True
+        checkpoint, job.base_model, device=device, dtype=generation_dtype(device), share_frozen=True
     )
-    return render_references(pipeline, render, config.subject.instance_prompt)
+    return render_references(pipeline, job.render, job.instance_prompt)
 
 
 def _save(pictures: Sequence[Render], folder: Path) -> None:
     for picture in pictures:
         with whole_file(folder / f"{Path(picture.reference).stem}.png") as part:
             picture.image.save(part, format="PNG")
-
-
-def _index(render: RenderConfig, best: Sequence[Row]) -> dict[str, Any]:
-    """What the renders were made of and with; written last, it says that they are whole."""
-    return {
-        "trials": [{"trial": row.trial, "step": row.step} for row in best],
-        "references": [path.name for path in render.references],
-        **render.model_dump(mode="json", exclude={"references", "top"}),
-    }

@@ -7,9 +7,7 @@ A value in the sweep file is fixed (`rank: 16`), a list to choose from (`{choice
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +16,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig
-
-TrialConfig = LoraConfig | DreamBoothConfig
-METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
+from sweeps.ledger.identity import config_hash
+from sweeps.wording import shorten, unknown_key
+from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig
 
 Scalar = bool | int | float | str | None
 
@@ -91,20 +88,6 @@ class MisplacedError(ValueError):
         self.law = law
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """A sentence that refuses `key` and offers what may have been meant."""
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    some = [*known[:8], "..."] if len(known) > 8 else known
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(some)}"
-    return f"unknown key {shorten(key)}; {hint}"
-
-
-def shorten(value: object, length: int = 60) -> str:
-    """`repr` of a user's value, cut to fit in a message."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
 def explain(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     """Place and law of the first thing pydantic found wrong, with the value it got."""
     first = error.errors(include_url=False)[0]
@@ -151,7 +134,7 @@ def parse_space(method: str, raw: object) -> dict[str, Value]:
     space: dict[str, Value] = {}
     for name, value in raw.items():
         if name not in known:
-            raise MisplacedError(str(name), nearest(str(name), known))
+            raise MisplacedError(str(name), unknown_key(str(name), known))
         space[name] = _parse_value(model, name, value)
     _check_corners_together(model, space)
     return space
@@ -171,7 +154,7 @@ def _parse_value(model: type[BaseModel], name: str, raw: object) -> Value:
     except ValidationError as error:
         loc, law = explain(error)
         if error.errors()[0]["type"] == "extra_forbidden":
-            law = nearest(str(loc[-1]), list(kind.model_fields))
+            law = unknown_key(str(loc[-1]), list(kind.model_fields))
         # loc of a union ends with the branch's name, which means nothing to the user
         raise MisplacedError(".".join([name, *(str(part) for part in loc[:1])]), law) from None
     if isinstance(parsed, Choices):
@@ -187,7 +170,7 @@ def _kind_of(name: str, raw: Mapping[Any, object]) -> type[Choices] | type[Range
     known = [*Choices.model_fields, *Range.model_fields]
     for key in raw:
         if get_close_matches(str(key), known, n=1, cutoff=0.5):
-            raise MisplacedError(f"{name}.{key}", nearest(str(key), known))
+            raise MisplacedError(f"{name}.{key}", unknown_key(str(key), known))
     raise MisplacedError(
         name, f"must be a value, {{choices: [...]}} or {{low: ..., high: ...}}, got {shorten(dict(raw))}"
     )
@@ -253,7 +236,7 @@ def largest(space: MethodSpace, method: str, field: str) -> Any:
 # --- drawing -------------------------------------------------------------------------------------------------------
 
 
-def scoring_points(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
+def scoring_points(config: MethodConfig, at_steps: Sequence[int]) -> list[int]:
     """The steps at which a trial of `config` is scored, in order; the last is its `max_train_steps`.
 
     Under a schedule that does not know the horizon a checkpoint at step s equals the end of a run of s steps, so one
@@ -265,7 +248,7 @@ def scoring_points(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
     return sorted({*(step for step in at_steps if step < last), last})
 
 
-def open_length(space: MethodSpace, config: TrialConfig, at_steps: Sequence[int]) -> Choices | None:
+def open_length(space: MethodSpace, config: MethodConfig, at_steps: Sequence[int]) -> Choices | None:
     """The run lengths to choose from where a schedule that knows the horizon meets a fixed `max_train_steps`.
 
     Each scoring point is then a run of its own. A searched `max_train_steps` names its lengths itself.
@@ -280,7 +263,7 @@ def _is_fixed(value: Value) -> bool:
     return not isinstance(value, Choices | Range)
 
 
-def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Chooser) -> TrialConfig:
+def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Chooser) -> MethodConfig:
     """One trial's config, every open value filled by `choose`.
 
     Names given to `choose` are `method` and `<method>/<field>`; a value is asked for only where it applies.
@@ -300,7 +283,7 @@ def draw(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], choose: Ch
     return METHODS[method].model_validate({**values, "max_train_steps": steps})
 
 
-def choices_made(config: TrialConfig) -> Chooser:
+def choices_made(config: MethodConfig) -> Chooser:
     """The chooser that leads `draw` to `config` again.
 
     It raises LookupError where the space does not hold the config's value (any more).
@@ -341,7 +324,7 @@ def random_chooser(rng: random.Random) -> Chooser:
     return choose
 
 
-def grid(methods: Mapping[str, MethodSpace], at_steps: Sequence[int]) -> Iterator[TrialConfig]:
+def grid(methods: Mapping[str, MethodSpace], at_steps: Sequence[int]) -> Iterator[MethodConfig]:
     """Every combination of choices and stepped ranges, in the order of the sweep file."""
     for method, space in methods.items():
         options = [value.points() if isinstance(value, Range) else corners_of(value) for value in space.values()]
@@ -368,27 +351,3 @@ def num_distinct(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], li
 
 def _as_choices(value: Value) -> Value:
     return value.low if isinstance(value, Range) and value.low == value.high else value
-
-
-# --- identity ------------------------------------------------------------------------------------------------------
-
-
-def config_hash(config: TrialConfig) -> str:
-    """sha256 of the whole config in canonical JSON: equal for equal configs, on every machine."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def trial_name(config: TrialConfig) -> str:
-    """What a human calls the trial: `lora_r16_lr1e-4`; the seed joins where it is not the default."""
-    mantissa, exponent = f"{config.learning_rate:.2e}".split("e")
-    learning_rate = f"{float(mantissa):g}e{int(exponent)}"
-    parts = [config.method, f"r{config.rank}" if isinstance(config, LoraConfig) else "", f"lr{learning_rate}"]
-    if config.seed:
-        parts.append(f"s{config.seed}")
-    return "_".join(part for part in parts if part)
-
-
-def trial_id(config: TrialConfig) -> str:
-    """The trial's id, a function of its config alone: its name and six hex digits of `config_hash`."""
-    return f"{trial_name(config)}_{config_hash(config)[:6]}"

@@ -65,7 +65,7 @@ def ray_session() -> Iterator[None]:
     """One Ray session of two CPUs for those tests of a module that do not kill it."""
     import ray
 
-    import sweeps.run  # noqa: F401 -- it sets what Ray reads from the environment
+    import sweeps.execution  # noqa: F401 -- it sets what Ray reads from the environment
 
     ray.init(
         address="local",

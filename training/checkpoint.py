@@ -26,11 +26,9 @@ from torch import Tensor
 
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig
 from training.files import sha256_of, whole_folder
+from training.layout import MANIFEST_FILE, STATE_FILE
 from training.methods import TrainedModules, pipeline_with_weights, save_weights
 from training.stable_diffusion import base_pipeline, choose_device
-
-STATE_FILE = "training_state.safetensors"
-MANIFEST_FILE = "MANIFEST.json"
 
 _FOLDER = re.compile(r"checkpoint-(?P<step>\d+)")
 

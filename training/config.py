@@ -6,6 +6,7 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -119,3 +120,5 @@ class DreamBoothConfig(TrainConfig):
 
 MethodConfig = Annotated[LoraConfig | DreamBoothConfig, Field(discriminator="method")]
 """One trial's hyperparameters, told apart by `method`."""
+
+METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}

@@ -22,11 +22,11 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
+from training.layout import LORA_FILE
 from training.stable_diffusion import base_pipeline, forget_path, frozen_module, load_base_model, place, shared_copy
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 _HALF_OR_FULL = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -35,7 +35,7 @@ def read_caption(photo: Path) -> str | None:
     try:
         return " ".join(sidecar.read_text(encoding="utf-8-sig").split()) or None
     except UnicodeDecodeError as error:
-        raise ValueError(f"photos: a caption must be UTF-8 text: {sidecar}") from error
+        raise ValueError(f"a caption must be UTF-8 text: {sidecar}") from error
 
 
 def check_photos(subject: SubjectConfig) -> list[Path]:
@@ -44,9 +44,16 @@ def check_photos(subject: SubjectConfig) -> list[Path]:
     Raises:
         ValueError: too few or too many photos, one that is broken, tiny or enormous, or two copies of the same one.
     """
+    try:
+        return _checked(subject)
+    except ValueError as error:
+        raise ValueError(f"photos: {error}") from error
+
+
+def _checked(subject: SubjectConfig) -> list[Path]:
     photos = find_photos(subject.photos)
     if not MIN_PHOTOS <= len(photos) <= MAX_PHOTOS:
-        raise ValueError(f"photos: need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")
+        raise ValueError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")
     thumbnails: dict[Path, np.ndarray] = {}
     for path in photos:
         image = read_picture(path)
@@ -54,7 +61,7 @@ def check_photos(subject: SubjectConfig) -> list[Path]:
         thumbnail = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
         for other, other_thumbnail in thumbnails.items():
             if np.abs(thumbnail - other_thumbnail).mean() < _NEAR_COPY:
-                raise ValueError(f"photos: {other} and {path} are two copies of the same photo; take one out")
+                raise ValueError(f"{other} and {path} are two copies of the same photo; take one out")
         thumbnails[path] = thumbnail
         read_caption(path)
     return photos
@@ -84,6 +91,6 @@ def _check_short_side(path: Path, image: Image.Image, resolution: int) -> None:
     smallest = max(MIN_SIDE, resolution // 4)
     if min(image.size) < smallest:
         raise ValueError(
-            f"photos: the shorter side must have at least {smallest} px at resolution {resolution}, "
+            f"the shorter side must have at least {smallest} px at resolution {resolution}, "
             f"got {image.width}x{image.height} px in {path}"
         )

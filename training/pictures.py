@@ -48,7 +48,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     found = _pictures_of(folder, [_existing(folder)])
     if not found:
-        raise ValueError(f"pictures: need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
+        raise ValueError(f"need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
     return found
 
 
@@ -73,7 +73,7 @@ def read_picture(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if path.is_file() and (num_bytes := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"pictures: a file may have {MAX_BYTES / 2**20:g} MiB, got {num_bytes / 2**20:.0f} in {path}")
+        raise ValueError(f"a file may have {MAX_BYTES / 2**20:g} MiB, got {num_bytes / 2**20:.0f} in {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF data and on sizes that are checked here
@@ -82,12 +82,12 @@ def read_picture(path: str | Path) -> Image.Image:
                 if width * height <= MAX_PIXELS:
                     return _only_pixels(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise ValueError(f"pictures: not a jpg, png or webp picture: {path}") from error
+        raise ValueError(f"not a jpg, png or webp picture: {path}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"pictures: {_PIXEL_LAW}, got more in {path}") from error
+        raise ValueError(f"{_PIXEL_LAW}, got more in {path}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's ways to say "broken"
-        raise ValueError(f"pictures: broken picture: {path} ({error})") from error
-    raise ValueError(f"pictures: {_PIXEL_LAW}, got {width}x{height} px in {path}")
+        raise ValueError(f"broken picture: {path} ({error})") from error
+    raise ValueError(f"{_PIXEL_LAW}, got {width}x{height} px in {path}")
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -98,7 +98,7 @@ def pixel_digest(image: Image.Image) -> str:
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise ValueError(f"pictures: no such folder: {folder}")
+        raise ValueError(f"no such folder: {folder}")
     return folder
 
 
@@ -108,9 +108,9 @@ def _pictures_of(root: Path, folders: list[Path]) -> list[Path]:
     for file in files:
         suffix = file.suffix.lower()
         if suffix in OTHER_PICTURE_SUFFIXES:
-            raise ValueError(f"pictures: only jpg, png and webp are read, got {file} (convert it or take it out)")
+            raise ValueError(f"only jpg, png and webp are read, got {file} (convert it or take it out)")
         if suffix not in PICTURE_SUFFIXES | {".txt"}:
-            logger.warning("pictures: %s is no picture and is left out", file)
+            logger.warning("%s is no picture and is left out", file)
     return [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from sweeps.config import load_sweep
 from sweeps.demo import demo_sweep_file
-from sweeps.export import export_checkpoint
-from sweeps.report import write_report
-from sweeps.results import Results, read_results
+from sweeps.export.export import export_checkpoint
+from sweeps.report.page import write_report
+from sweeps.results.rows import Results, read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def run_dir(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def run(out: Path, *overrides: str) -> Path:
-    from sweeps.run import run_sweep
+    from sweeps.execution.run import run_sweep
 
     return run_sweep(load_sweep(demo_sweep_file(), [*SHORTER, *overrides]), out)
 

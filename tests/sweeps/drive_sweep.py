@@ -6,13 +6,14 @@ import sys
 
 from rich.console import Console
 
-import sweeps.run
+import sweeps.execution.run
 from sweeps.config import load_sweep
+from sweeps.execution.session import SweepInterrupted
 from tests.sweeps.logged_trial import LoggedTrial
 
 if __name__ == "__main__":
-    sweeps.run.SweepTrial = LoggedTrial  # type: ignore[misc]
+    sweeps.execution.run.SweepTrial = LoggedTrial  # type: ignore[misc]
     try:
-        sweeps.run.run_sweep(load_sweep(sys.argv[1]), sys.argv[2], console=Console(width=200))
-    except sweeps.run.SweepInterrupted as interrupted:
+        sweeps.execution.run.run_sweep(load_sweep(sys.argv[1]), sys.argv[2], console=Console(width=200))
+    except SweepInterrupted as interrupted:
         sys.exit(str(interrupted))

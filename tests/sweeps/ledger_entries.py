@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.store import BASE_TRIAL, ScoredCheckpoint, TrialRecord
+from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
 from training.config import LoraConfig
 
 
@@ -28,8 +28,7 @@ def record(trial: str = "t", *checkpoints: ScoredCheckpoint, **changes: object) 
         method="base" if is_base else "lora",
         status="finished" if is_base else "running",
         config={} if is_base else config.model_dump(mode="json"),
-        key="k",
-        checkpoints=list(checkpoints),
+        checkpoints=checkpoints,
         seconds=10.0 * len(checkpoints),
     )
     return made.model_copy(update=changes)

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from sweeps.trial import SweepTrial
+from sweeps.execution.trial import SweepTrial
 
 
 class LoggedTrial(SweepTrial):

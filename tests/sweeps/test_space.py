@@ -6,32 +6,26 @@ pytest tests/sweeps/test_space.py     a few seconds
 from __future__ import annotations
 
 import random
-import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweeps.ledger.identity import config_hash
 from sweeps.space import (
-    METHODS,
     Choices,
     MisplacedError,
     Range,
     choices_made,
-    config_hash,
     draw,
     grid,
     num_distinct,
     parse_space,
     random_chooser,
     scoring_points,
-    trial_id,
-    trial_name,
 )
-from training.config import DreamBoothConfig, LoraConfig
+from training.config import METHODS, LoraConfig
 
 AT_STEPS = [200, 400, 800]
 
@@ -120,32 +114,6 @@ def test_scoring_points_end_with_the_last_step() -> None:
     """Steps beyond a trial's end fall away and its last step is added."""
     assert scoring_points(LoraConfig(max_train_steps=500), AT_STEPS) == [200, 400, 500]
     assert scoring_points(LoraConfig(max_train_steps=100), AT_STEPS) == [100]
-
-
-def test_an_id_is_a_function_of_the_config_alone() -> None:
-    """Equal configs have one id in every process; any other value gives another."""
-    config = LoraConfig(rank=16, learning_rate=1e-4)
-    program = (
-        "from sweeps.space import trial_id; from training.config import LoraConfig;"
-        "print(trial_id(LoraConfig(learning_rate=1e-4, rank=16)))"
-    )
-    elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
-    assert elsewhere.stdout.strip() == trial_id(config)
-    assert re.fullmatch(r"lora_r16_lr1e-4_[0-9a-f]{6}", trial_id(config))
-    assert trial_id(config.model_copy(update={"adam_beta1": 0.8})) != trial_id(config)
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (LoraConfig(rank=4, learning_rate=3.25e-5), "lora_r4_lr3.25e-5"),
-        (LoraConfig(rank=4, learning_rate=1.0, seed=7), "lora_r4_lr1e0_s7"),
-        (DreamBoothConfig(learning_rate=5e-6), "dreambooth_lr5e-6"),
-    ],
-)
-def test_a_name_says_method_rank_rate_and_an_unusual_seed(config: LoraConfig | DreamBoothConfig, name: str) -> None:
-    """What a dashboard shows is short and safe as a folder's name."""
-    assert trial_name(config) == name
 
 
 def test_a_space_of_choices_is_counted_and_a_range_is_endless() -> None:

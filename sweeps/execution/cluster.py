@@ -1,0 +1,118 @@
+"""What a connected Ray cluster holds, and whether all of it sees the run folder."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.config import ResourcesConfig
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.mirror import open_run
+from sweeps.plan import MANY_AT_ONCE
+
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""What Ray's cluster launcher leaves on the head of a cluster that grows on demand."""
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What one trial occupies, every default filled in."""
+
+    cpus: float
+    gpus: float
+    at_once: int
+    """Trials that run at one time."""
+
+    @property
+    def device(self) -> str:
+        """Where a trial computes."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None) -> TrialResources:
+    """Refuse what the connected Ray cluster does not have and will not get; Tune itself would wait for ever.
+
+    Raises:
+        ValueError: names what was asked and the most that any machine has.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = asked.cpus_per_trial, asked.gpus_per_trial
+    if gpus is None:
+        gpus = 1 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0
+    capacity = sum(_room(machine, cpus, gpus) for machine in machines)
+    if asked.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists():
+        capacity = max(capacity, MANY_AT_ONCE)
+    if capacity == 0:
+        raise ValueError(_refusal(machines, cpus, gpus))
+    return TrialResources(cpus, gpus, min(capacity, max_concurrent_trials or capacity))
+
+
+def _room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Trials that fit on a machine at one time."""
+    by_cpu = math.floor(machine.get("CPU", 0) / cpus + 1e-6)
+    if not gpus:
+        return by_cpu
+    per_gpu = math.floor(1 / gpus + 1e-6) if gpus < 1 else 1 / gpus  # parts of one trial never lie on two GPUs
+    return min(by_cpu, math.floor(machine.get("GPU", 0) * per_gpu + 1e-6))
+
+
+def _refusal(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> str:
+    for place, resource, asked in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
+        most = max((machine.get(resource, 0) for machine in machines), default=0)
+        if asked > most:
+            return f"resources.{place}: a trial needs {asked:g} {resource}, the most on one machine here is {most:g}"
+    return f"resources: a trial needs {cpus:g} CPU and {gpus:g} GPU on one machine, and no machine has both"
+
+
+def check_shared(folder: RunFolder, storage: str | None) -> None:
+    """Refuse a run folder, or a storage in its place, that some machine of the cluster does not see.
+
+    Raises:
+        ValueError: names the machines, or says why the storage cannot be written.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 and storage is None:
+        return
+    text = uuid.uuid4().hex
+    probe = folder.dir / f"probe-{text}"
+    probe.write_text(text)
+    read = ray.remote(num_cpus=0, max_retries=0)(_read_probe)
+    try:
+        folder.push(probe)
+        answers = ray.get(
+            [
+                read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(folder.dir), storage, probe.name
+                )
+                for node in nodes
+            ]
+        )
+    except OSError as error:
+        raise ValueError(f"storage: {storage} must be writable: {error}") from None
+    finally:
+        probe.unlink(missing_ok=True)
+    folder.push(probe)  # which takes it away there too
+    blind = [node["NodeManagerAddress"] for node, answer in zip(nodes, answers, strict=True) if answer != text]
+    if blind:
+        place = folder.dir if storage is None else storage
+        raise ValueError(
+            f"{place}: must be seen by every machine of the cluster, and {', '.join(blind)} does not see it"
+        )
+
+
+def _read_probe(run_dir: str, storage: str | None, name: str) -> str | None:
+    folder = open_run(run_dir, storage)
+    folder.pull(folder.dir / name)
+    file = folder.dir / name
+    if not file.is_file():
+        return None
+    text = file.read_text()
+    if storage is not None:
+        file.unlink(missing_ok=True)
+    return text

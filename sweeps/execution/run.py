@@ -1,0 +1,174 @@
+"""Run a sweep on Ray: once-a-sweep stages, then the trials under Ray Tune; and again, from where it ended.
+
+Every call is a fresh Tune experiment over what the ledger lacks. Tune's own restore is not used: it repeats finished
+trials after a killed driver, starts silently afresh from a damaged state file, and unpickles what it finds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+from rich.console import Console
+
+from sweeps.config import SweepConfig, load_sweep, resolved_yaml
+from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
+from sweeps.execution.keeper import LedgerKeeper, trial_name_of
+from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
+from sweeps.execution.session import ending_on_signals, ray_session
+from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
+from sweeps.execution.stopping import make_scheduler
+from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import evaluation_key, photos_key
+from sweeps.ledger.mirror import open_run
+from sweeps.ledger.records import BASE_TRIAL
+from sweeps.plan import check_disk, check_sweep
+from sweeps.renders import due_renders
+from sweeps.results.leaderboard import write_results_csv
+from sweeps.results.rows import read_results
+from sweeps.results.rule import ChampionRule
+from sweeps.search.listed import is_complete, num_planned
+from sweeps.search.searcher import LedgerSearcher
+from sweeps.wording import failure_text
+from training.layout import STATE_FILE
+
+MAX_MACHINE_FAILURES = 3
+"""How often Ray starts a trial again whose worker or machine was lost."""
+
+
+def run_sweep(
+    config: SweepConfig, out_dir: Path | str, address: str | None = None, console: Console | None = None
+) -> Path:
+    """Run a sweep to its end, going on from whatever the run folder holds.
+
+    Args:
+        config: the sweep.
+        out_dir: the run folder is `out_dir/<name>`.
+        address: a Ray cluster (`auto`, `host:port`); None is the surrounding job's, or else this machine.
+        console: where to show progress; None shows nothing.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: something that the user can mend, found before the first trial.
+        SweepInterrupted: a signal ended it; the same call goes on.
+    """
+    plan = check_sweep(config)
+    folder = open_run(Path(out_dir) / config.name, config.storage)
+    with folder.lock():
+        folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
+        folder.pull(folder.trials_dir, without=STATE_FILE)
+        folder.claim("photos", photos_key(config.subject, config.evaluation.face.references))
+        folder.claim("evaluation", evaluation_key(config.evaluation))
+        check_disk(plan, folder)
+        if not _is_done(config, folder):
+            _run_on_ray(config, folder, address, console)
+        _write_sweep(config, folder)
+        folder.push(write_results_csv(folder.dir, read_results(folder.dir).rows))
+    return folder.dir
+
+
+def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
+    return is_complete(config, folder) and _same_models(config, folder) and due_renders(config, folder) is None
+
+
+def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
+    """Do the models have the names that they had in the last run? If not, their content must be looked at."""
+    last = load_sweep(folder.sweep_file)
+    return (last.base_model, last.evaluation.face, last.evaluation.clip) == (
+        config.base_model,
+        config.evaluation.face,
+        config.evaluation.clip,
+    )
+
+
+def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
+    folder.write_sweep(resolved_yaml(config))
+    folder.push(folder.sweep_file)
+
+
+def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
+    with ray_session(address, console), ending_on_signals(folder):
+        resources = check_cluster(config.resources, config.search.max_concurrent_trials)
+        check_shared(folder, config.storage)
+        if not folder.sweep_file.exists():
+            _write_sweep(config, folder)
+        _prepare(config, folder, resources, console)
+        _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
+        _run_trials(config, folder, resources, console)
+        _render_best(config, folder, resources, console)
+
+
+def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+    """Once a sweep: photos here, everything that needs the base model where trials run."""
+    _say(console, "preparing the photos")
+    prepare_subject(config.subject, config.evaluation.face, folder)
+    folder.push(folder.identity_file, folder.dataset_dir)
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
+    try:
+        for stage in task.remote(Preparation.of(config, folder, resources.device)):
+            _say(console, ray.get(stage))
+    except RayTaskError as error:
+        raise error.cause from None if isinstance(error.cause, ValueError) else error
+    folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+
+
+def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+    """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""
+    job = due_renders(config, folder)
+    if job is None:
+        return
+    _say(console, "rendering the best trials")
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(
+        render_where_trials_run
+    )
+    try:
+        ray.get(task.remote(job, str(folder.dir), config.storage))
+        folder.pull(folder.renders_dir)
+    except RayError as error:
+        reason = failure_text(getattr(error, "cause", None) or error)
+        _say(console, f"no renders: {reason}; repeat them with: dreamsweep render {folder.dir}")
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False)
+
+
+def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+    if is_complete(config, folder):
+        return
+    board = Board(config.name, config.champion, num_planned(config))
+    fill_board(board, folder)
+    display = Display(board, console, leaderboard_file(config.name))
+    searcher = LedgerSearcher(
+        config,
+        folder,
+        extra={"task": TrialTask.of(config, folder, resources)},
+        at_once=resources.at_once,
+        changed=board.put,
+    )
+    scheduler = make_scheduler(config, folder.trials(), ChampionRule.of(config.champion, folder.base()))
+    shutil.rmtree(folder.ray_dir, ignore_errors=True)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
+    with display.shown():
+        tune.run(
+            SweepTrial,
+            name="tune",
+            storage_path=str(folder.ray_dir),
+            num_samples=-1,
+            search_alg=searcher,
+            scheduler=scheduler,
+            max_failures=MAX_MACHINE_FAILURES,
+            trial_name_creator=trial_name_of,
+            trial_dirname_creator=trial_name_of,
+            callbacks=[LedgerKeeper(folder, display, board, Gauges(config.name))],
+            raise_on_failed_trial=False,
+            verbose=0,
+        )

@@ -1,0 +1,97 @@
+"""Ray, connected for one run and left as it was found; signals as an interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from rich.console import Console
+
+import evaluation
+import sweeps
+import training
+from sweeps.ledger.folder import RunFolder
+from sweeps.wording import failure_text
+
+INIT_ATTEMPTS = 3
+"""A loaded machine may miss Ray's own deadline for starting up."""
+OBJECT_STORE_BYTES = 150_000_000
+"""Almost nothing passes through Ray's object store: pictures and weights go through the run folder."""
+
+
+class SweepInterrupted(RuntimeError):  # noqa: N818 -- it says what happened, not that something is wrong
+    """The sweep was told to end before it was done."""
+
+
+@contextmanager
+def ray_session(address: str | None, console: Console | None) -> Iterator[None]:
+    """Ray, connected to `address` (None: the surrounding job's cluster, or else this machine)."""
+    if ray.is_initialized():
+        yield
+        return
+    _connect(address, console)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, console: Console | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if address and address != "local":
+        context = _init_ray(address=address, runtime_env={"py_modules": our_packages()}, **quiet)
+    else:
+        context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    if console is not None and context.dashboard_url:
+        console.print(f"dashboard http://{context.dashboard_url}", highlight=False)
+
+
+def our_packages() -> list[str]:
+    """Folders of the three packages, to be sent to the workers; photos, weights and runs lie outside of them."""
+    return [str(Path(str(package.__file__)).parent) for package in (sweeps, evaluation, training)]
+
+
+def _init_ray(**options: Any) -> Any:
+    for attempt in range(1, INIT_ATTEMPTS + 1):
+        try:
+            return ray.init(**options)
+        except (ConnectionError, TimeoutError, RuntimeError) as error:
+            ray.shutdown()
+            if attempt == INIT_ATTEMPTS:
+                where = options["address"]
+                raise ValueError(f"--address {where}: Ray must answer there: {failure_text(error)}") from None
+            time.sleep(attempt)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def ending_on_signals(folder: RunFolder) -> Iterator[None]:
+    """End at once on SIGTERM and SIGINT: everything that matters is on disk at any moment.
+
+    Raises:
+        SweepInterrupted: a signal came.
+    """
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)} if in_main_thread else {}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SweepInterrupted(f"{folder.dir}: interrupted; the same command again goes on from here") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,130 @@
+"""What is done once a sweep, before its trials and after them; mostly where trials run.
+
+Every stage is given the sections that it needs by the driver, which has validated them, and works in the run folder.
+None reads the sweep file: what lies there may still be an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from evaluation.config import FaceConfig, RenderConfig
+from evaluation.face import embed_references, largest_box, load_face_encoder
+from evaluation.prompt import check_clip, load_clip
+from evaluation.render import check_render
+from sweeps.config import SweepConfig, class_images_needed
+from sweeps.execution.scoring import Scoring, score_base, use_threads
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.mirror import open_run
+from sweeps.ledger.records import BASE_TRIAL
+from sweeps.renders import RenderJob, render_best
+from sweeps.space import MethodSpace, corners_of
+from training.config import METHODS, SubjectConfig
+from training.dataset import encode_dataset, prepare_photos
+from training.pictures import find_photos
+from training.stable_diffusion import base_model_fingerprint
+from training.train import check_training
+
+
+def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> None:
+    """Crop the photos and embed their faces, on the CPU; done already, it does little.
+
+    Raises:
+        ValueError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
+    """
+    encoder = load_face_encoder(face.encoder, "cpu")
+    folder.claim("face_encoder", encoder.name)
+    prepare_photos(subject, folder.dataset_dir, lambda image: largest_box(encoder, image))
+    if not folder.reference_file.exists():
+        embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What all trials share, as the driver asks for it."""
+
+    run_dir: str
+    storage: str | None
+    device: str
+    cpus: float
+    methods: Mapping[str, MethodSpace]
+    num_class_images: int
+    scoring: Scoring
+    render: RenderConfig | None
+
+    @classmethod
+    def of(cls, config: SweepConfig, folder: RunFolder, device: str) -> Preparation:
+        """As the sweep file says, on this device."""
+        return cls(
+            run_dir=str(folder.dir),
+            storage=config.storage,
+            device=device,
+            cpus=config.resources.cpus_per_trial,
+            methods=config.methods,
+            num_class_images=class_images_needed(config),
+            scoring=Scoring.of(config),
+            render=config.render,
+        )
+
+
+def prepare_run(asked: Preparation) -> Iterator[str]:
+    """What all trials share, made where trials run: latents, class images, the base model's scores.
+
+    Yields:
+        What is being done, for the user.
+
+    Raises:
+        ValueError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
+    """
+    folder = open_run(asked.run_dir, asked.storage)
+    shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+    folder.pull(*shared)
+    use_threads(asked.cpus)
+    base_model, device, clip = asked.scoring.base_model, asked.device, asked.scoring.evaluation.clip
+    yield "checking the models"
+    check_trainable(asked.methods, device)
+    check_clip(clip)
+    if asked.render is not None:
+        check_render(asked.render)
+    folder.claim("base_model", base_model_fingerprint(base_model))
+    folder.claim("clip_model", load_clip(clip, device).name)
+    yield "encoding the photos"
+    encode_dataset(folder.dataset_dir, base_model, device=device)
+    if asked.num_class_images:
+        yield f"drawing {asked.num_class_images} class images"
+        encode_dataset(folder.dataset_dir, base_model, class_images=asked.num_class_images, device=device)
+    base = folder.base()
+    if base is None or not base.is_over:
+        yield "scoring the base model"
+        score_base(asked.scoring, folder, device)
+    folder.push(*shared)
+
+
+def check_trainable(methods: Mapping[str, MethodSpace], device: str) -> None:
+    """Refuse a precision or an optimizer that this machine does not have, whichever trial would ask for it."""
+    for method, space in methods.items():
+        for mixed_precision in corners_of(space.get("mixed_precision", "no")):
+            for use_8bit_adam in corners_of(space.get("use_8bit_adam", False)):
+                trial = METHODS[method].model_validate(
+                    {"mixed_precision": mixed_precision, "use_8bit_adam": use_8bit_adam}
+                )
+                try:
+                    check_training(trial, device)
+                except ValueError as error:
+                    raise ValueError(f"methods.{method}.{error}") from None
+
+
+def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -> None:
+    """Render a run's best trials on a machine that may not have its files yet.
+
+    Raises:
+        ValueError: from `render_best`.
+    """
+    folder = open_run(run_dir, storage)
+    folder.pull(folder.trials_dir, ending="trial.json")
+    for row in job.best:
+        if row.checkpoint is not None:
+            folder.pull(folder.inside(row.checkpoint))
+    render_best(job, folder)
+    folder.push(folder.renders_dir)

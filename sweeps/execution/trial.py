@@ -1,0 +1,211 @@
+"""One trial: train, generate, score, report. The one place where the rooms meet.
+
+It works in the run folder, so that a worker that takes over from a dead one finds everything there. The ledger is
+written before Ray hears of a scoring point: what Ray knows may be lost, what the ledger knows may not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.result import DONE
+
+from sweeps.config import ChampionConfig, SweepConfig
+from sweeps.execution.cluster import TrialResources
+from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import trial_name
+from sweeps.ledger.mirror import open_run
+from sweeps.ledger.records import TrialRecord
+from sweeps.results.rule import ChampionRule
+from sweeps.search.listed import lesson
+from sweeps.space import scoring_points
+from sweeps.wording import failure_text
+from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
+from training.dataset import load_dataset
+from training.train import train
+
+SETTINGS_ERRORS = (ValueError, torch.OutOfMemoryError)
+"""Failures that the same settings would meet again: a law broken, a loss or picture not finite, a GPU too small."""
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What every trial of a sweep is given by the driver, besides its own hyperparameters."""
+
+    run_dir: str
+    storage: str | None
+    cpus: float
+    gpus: float
+    scoring: Scoring
+    champion: ChampionConfig
+
+    @classmethod
+    def of(cls, config: SweepConfig, folder: RunFolder, resources: TrialResources) -> TrialTask:
+        """As the sweep file says, on these resources."""
+        return cls(
+            run_dir=str(folder.dir),
+            storage=config.storage,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            scoring=Scoring.of(config),
+            champion=config.champion,
+        )
+
+
+class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+    """A trial as Ray Tune runs it: one `step()` a scoring point, named by its `repr` on the dashboard.
+
+    Its config holds `trial`, the trial's own `config`, and the sweep's `task`, a `TrialTask`.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """One bundle of the trial's CPUs and GPUs."""
+        task: TrialTask = config["task"]
+        return tune.PlacementGroupFactory([{"CPU": task.cpus, "GPU": task.gpus}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
+        self._task: TrialTask = config["task"]
+        self._folder = open_run(self._task.run_dir, self._task.storage)
+        self._folder.pull(self._folder.dataset_dir, self._folder.trial_dir(config["trial"]))
+        self._device = "cuda" if self._task.gpus else "cpu"
+        record = self._folder.read(config["trial"])
+        assert record is not None, "the searcher writes a trial before Ray starts it"
+        self._record = record
+        self._hyperparameters = record.method_config
+        self._name = trial_name(self._hyperparameters)
+        self._since = time.monotonic()
+        self._losses: list[float] = []
+        self._points: Iterator[Checkpoint] | None = None
+        base = self._folder.base()
+        assert base is not None, "the base model is scored before trials start"
+        self._rule = ChampionRule.of(self._task.champion, base)
+        if record.is_over:
+            return  # an earlier driver's worker ended it after this driver had read the ledger
+        began_before = record.started is not None
+        self._write(
+            status="running",
+            reason=None,
+            fault=None,
+            started=record.started or datetime.now(UTC).isoformat(timespec="seconds"),
+            num_restarts=record.num_restarts + began_before,
+        )
+
+    def __repr__(self) -> str:
+        """`lora_r16_lr1e-4`: Ray shows it for the actor, its tasks and its log lines."""
+        return getattr(self, "_name", "trial")
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next scoring point, score it, write it down, then report it."""
+        if not self._record.is_over:
+            try:
+                self._score_next()
+            except SETTINGS_ERRORS as error:
+                self._folder.drop_training_state(self._record.trial)
+                self._write(status="failed", fault="trial", reason=failure_text(error))
+        return report_of(self._record, self._rule)
+
+    def _score_next(self) -> None:
+        if self._points is None:
+            use_threads(self._task.cpus)
+            self._points = self._unscored_checkpoints()
+        checkpoint = next(self._points)
+        scored = score_checkpoint(self._task.scoring, self._folder, self._record.trial, checkpoint, self._device)
+        is_last = checkpoint.step == self._scoring_points[-1]
+        if is_last:
+            self._folder.drop_training_state(self._record.trial)
+        self._folder.push(self._folder.trial_dir(self._record.trial))  # before the ledger speaks of it
+        self._write(
+            checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress())),
+            status="finished" if is_last else "running",
+        )
+
+    def _progress(self) -> dict[str, float | None]:
+        """Seconds of the trial's life so far and the mean loss since the scoring point before."""
+        loss = sum(self._losses) / len(self._losses) if self._losses else None
+        self._losses.clear()
+        return {"seconds": self._seconds(), "loss": loss}
+
+    @property
+    def _scoring_points(self) -> list[int]:
+        return scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
+
+    def _unscored_checkpoints(self) -> Iterator[Checkpoint]:
+        """The trial's checkpoints without a score: those that a dead worker left, then those still to be trained."""
+        trial_dir, base_model = self._folder.trial_dir(self._record.trial), self._task.scoring.base_model
+        scored = {checkpoint.step for checkpoint in self._record.checkpoints}
+        unscored = [step for step in self._scoring_points if step not in scored]
+        latest = latest_checkpoint(trial_dir, base_model)
+        left = [step for step in unscored if latest is not None and step <= latest.step]
+        try:
+            checkpoints = [open_checkpoint(trial_dir / f"checkpoint-{step}", base_model) for step in left]
+        except ValueError:  # one is not whole: from the start again, which makes equal ones
+            left, checkpoints, latest = [], [], None
+        yield from checkpoints
+        still = [step for step in unscored if step not in left]
+        if still:
+            yield from (checkpoint for checkpoint in self._train(trial_dir, latest) if checkpoint.step in still)
+
+    def _train(self, trial_dir: Path, resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
+        return train(
+            self._hyperparameters,
+            load_dataset(self._folder.dataset_dir, self._task.scoring.base_model),
+            self._scoring_points,
+            resume_from,
+            out_dir=trial_dir,
+            device=self._device,
+            on_step=lambda _step, loss: self._losses.append(loss),
+        )
+
+    def _write(self, **changes: Any) -> None:
+        self._record = self._record.model_copy(update={**changes, "seconds": self._seconds()})
+        self._since = time.monotonic()
+        self._folder.write(self._record)
+
+    def _seconds(self) -> float:
+        return self._record.seconds + time.monotonic() - self._since
+
+    def cleanup(self) -> None:
+        """Let go of the models."""
+        self._points = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A pointer: weights and optimizer lie in the run folder."""
+        (Path(checkpoint_dir) / "trial.txt").write_text(self._record.trial)
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """Nothing to load: `setup` found everything in the run folder."""
+
+
+def report_of(record: TrialRecord, rule: ChampionRule) -> dict[str, Any]:
+    """A trial's metrics for Ray: of its newest checkpoint while it runs, of its best one (`best_step`) at its end.
+
+    Every metric is there and finite, always.
+    """
+    newest = record.checkpoints[-1] if record.checkpoints else None
+    best = rule.best(record.checkpoints) if record.checkpoints else None
+    shown = lesson(record, rule) if record.is_over else newest
+    assert shown is not None, "a trial reports when it has a score or has failed"
+    return {
+        "trial": record.trial,
+        "step": newest.step if newest else 0,
+        "best_step": best.step if best else 0,
+        "face_similarity": shown.face_similarity,
+        "prompt_alignment": shown.prompt_alignment,
+        "champion_score": rule.number(shown),
+        "num_images": shown.num_images,
+        "num_faces": shown.num_faces,
+        "failed": record.status == "failed",
+        DONE: record.is_over,
+    }

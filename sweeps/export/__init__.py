@@ -1,0 +1,1 @@
+"""A run's best checkpoint as files that people load."""

@@ -1,0 +1,179 @@
+"""The README.md of an exported model: what it is, how good it is, how it is loaded, what may be done with it.
+
+Nothing of this machine is in it: a local base model is named by its folder alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from sweeps.config import SweepConfig, rare_token
+from sweeps.results.intervals import Difference, Interval
+from sweeps.results.leaderboard import Row
+from sweeps.results.rows import Results
+from sweeps.wording import public_name
+
+HOW_TO_LOAD = {
+    "diffusers": """from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")""",
+    "lora": """from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
+    "kohya": """# A1111 and Forge: copy {file} to models/Lora; ComfyUI: models/loras. In diffusers:
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
+    "checkpoint": """# A1111, Forge: copy {file} to models/Stable-diffusion; ComfyUI: models/checkpoints. In diffusers:
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_single_file("<this folder>/{file}")""",
+}
+
+
+def model_card(results: Results, config: SweepConfig, row: Row, format: str, file: str | None) -> str:  # noqa: A002
+    """The card as Markdown with the hub's YAML header.
+
+    Args:
+        results: the run that the checkpoint comes from.
+        config: the run's settings.
+        row: the exported checkpoint.
+        format: one of `HOW_TO_LOAD`.
+        file: name of the weights file, if there is a single one.
+    """
+    licence = base_model_licence(config.base_model)
+    base = public_name(config.base_model)
+    parts = [
+        _header(config, row, licence),
+        f"# {config.name}",
+        _what_it_is(config, row),
+        f"## Words that call it\n\n`{rare_token(config.subject)}`, as in `{config.subject.instance_prompt}`.",
+        f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=base, file=file)}\n"
+        f'image = pipeline("{config.subject.instance_prompt}").images[0]\n```\n\n'
+        "Weights are float32, as they were trained; load them with `dtype=torch.float16` where memory counts.",
+        f"## Scores\n\n{_scores(results, config, row)}",
+        f"## Settings\n\n```yaml\n{yaml.safe_dump(_trial_config(results, row), sort_keys=False)}```",
+        f"## Licence\n\n{_licence_text(base, licence)}",
+        "Made by dreamsweep from photos of one person: do not use it to deceive about that person, "
+        "nor against their will.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_model_licence(base_model: str) -> str | None:
+    """The licence that the base model's own card or metadata names; None where neither is on this machine."""
+    path = Path(base_model)
+    if path.is_file():
+        return _licence_of_file(path)
+    if path.is_dir():
+        return _licence_of_card(path / "README.md")
+    try:
+        cached = try_to_load_from_cache(base_model, "README.md")
+    except HFValidationError:
+        return None
+    return _licence_of_card(Path(cached)) if isinstance(cached, str) else None
+
+
+def _licence_of_file(path: Path) -> str | None:
+    try:
+        with safe_open(str(path), framework="np") as stored:
+            return (stored.metadata() or {}).get("modelspec.license")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _licence_of_card(path: Path) -> str | None:
+    """`license:` of the YAML header of a hub card; `license_name:` where that says `other`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not text.startswith("---\n"):
+        return None
+    try:
+        header = yaml.safe_load(text.split("---\n", 2)[1])
+    except yaml.YAMLError:
+        return None
+    if not isinstance(header, dict):
+        return None
+    licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
+    return str(licence) if licence else None
+
+
+def _licence_text(base: str, licence: str | None) -> str:
+    if licence is None:
+        return (
+            f"This model carries the licence of its base model, {base}. Its card was not at hand when this was "
+            "exported: look the licence up before you share or use the weights."
+        )
+    return f"This model carries the licence of its base model, {base}: `{licence}`."
+
+
+def _header(config: SweepConfig, row: Row, licence: str | None) -> str:
+    tags = ["stable-diffusion", "text-to-image", "diffusers", "lora" if row.method == "lora" else "dreambooth"]
+    header: dict[str, Any] = {
+        **({"license": licence} if licence else {}),
+        "base_model": public_name(config.base_model),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": config.subject.instance_prompt,
+        "tags": tags,
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what_it_is(config: SweepConfig, row: Row) -> str:
+    method = f"A LoRA of rank {row.rank}" if row.method == "lora" else "A full DreamBooth fine-tune"
+    return (
+        f"{method} of {public_name(config.base_model)}, trained for {row.step} steps at learning rate "
+        f"{row.learning_rate:g} (seed {row.seed}). Trial `{row.trial}` of the sweep `{config.name}`."
+    )
+
+
+def _scores(results: Results, config: SweepConfig, row: Row) -> str:
+    champion, base = results.champion, results.base
+    lines = ["| | face similarity | prompt alignment | pictures with a face |", "|---|---|---|---|"]
+    lines += [_score_line("this model", row)] + ([_score_line("base model", base)] if base else [])
+    face_encoder = row.face_encoder or public_name(config.evaluation.face.encoder)
+    clip = row.clip or f"{public_name(config.evaluation.clip.model)} {config.evaluation.clip.pretrained}"
+    lines += [
+        "",
+        f"In brackets 95 % bootstrap intervals over {row.num_images} pictures. Face similarity: cosine of "
+        f"{face_encoder} embeddings to the mean of the reference photos, a picture without a "
+        f"face counts 0. Prompt alignment: raw cosine of {clip}.",
+        "",
+    ]
+    is_champion = champion.row is not None and (champion.row.trial, champion.row.step) == (row.trial, row.step)
+    if is_champion:
+        lines.append(f"It is the sweep's champion. Rule: {champion.rule}.")
+        if champion.versus_base:
+            lines.append(f"Face similarity over the base model: {_difference(champion.versus_base)}.")
+        lines += [f"But: {caveat}." for caveat in champion.caveats]
+    else:
+        named = "none" if champion.row is None else f"trial {champion.row.trial}, step {champion.row.step}"
+        lines.append(f"It was exported by name. The sweep's champion is {named}. Rule: {champion.rule}.")
+    return "\n".join(lines)
+
+
+def _score_line(name: str, row: Row) -> str:
+    face = f"{row.face_similarity:.3f} {_brackets(row.face_similarity_interval)}".strip()
+    prompt = f"{row.prompt_alignment:.3f} {_brackets(row.prompt_alignment_interval)}".strip()
+    return f"| {name} | {face} | {prompt} | {row.num_faces} of {row.num_images} |"
+
+
+def _brackets(interval: Interval | None) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+
+
+def _difference(difference: Difference) -> str:
+    if difference.mean is None:
+        return "no picture in common"
+    return f"{difference.mean:+.3f} {_brackets(difference.interval)}".strip()
+
+
+def _trial_config(results: Results, row: Row) -> dict[str, Any]:
+    return next(trial.config for trial in results.trials if trial.trial == row.trial)

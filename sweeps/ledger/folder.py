@@ -1,0 +1,172 @@
+"""The run folder: where everything of a sweep lies, and the ledger of its trials.
+
+`trials/<trial>/trial.json` is the truth about a trial; whatever Ray, Optuna or a table knows is derived from it. A
+write is whole or absent. `trials/` may be a link to a larger disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
+from training.files import write_json, write_whole
+from training.layout import STATE_FILE
+
+
+class RunFolder:
+    """Paths of one run and its ledger.
+
+    Args:
+        dir: the folder; it need not exist yet.
+    """
+
+    def __init__(self, dir: Path | str) -> None:  # noqa: A002 -- the attribute's name
+        self.dir = Path(dir).resolve()
+        self.sweep_file = self.dir / "sweep.yaml"
+        self.identity_file = self.dir / "identity.json"
+        self.dataset_dir = self.dir / "dataset"
+        self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
+        self.trials_dir = self.dir / "trials"
+        self.results_csv = self.dir / "results.csv"
+        self.renders_dir = self.dir / "renders"
+        self.report_html = self.dir / "report.html"
+        self.export_dir = self.dir / "export"
+        self.ray_dir = self.dir / ".ray"
+
+    def trial_dir(self, trial: str) -> Path:
+        """Folder of one trial; its id never leaves `trials/`."""
+        if trial in ("", ".", "..") or Path(trial).name != trial or "\\" in trial:
+            raise ValueError(f"a trial is named by one folder name below {self.trials_dir}, got {trial!r}")
+        return self.trials_dir / trial
+
+    def trial_file(self, trial: str) -> Path:
+        """The trial's ledger entry."""
+        return self.trial_dir(trial) / "trial.json"
+
+    def images_dir(self, trial: str, step: int) -> Path:
+        """Pictures made at a scoring point."""
+        return self.trial_dir(trial) / f"images-{step}"
+
+    def checkpoint_dir(self, trial: str, step: int) -> Path:
+        """Weights at a scoring point."""
+        return self.trial_dir(trial) / f"checkpoint-{step}"
+
+    def relative(self, path: Path) -> str:
+        """`path` as the ledger writes it: from the run folder, with forward slashes."""
+        return path.relative_to(self.dir).as_posix()
+
+    def inside(self, relative: str) -> Path:
+        """The file or folder that a path in trial.json names.
+
+        Raises:
+            ValueError: it lies outside the run folder (a run folder may come from somebody else).
+        """
+        path = (self.dir / relative).resolve()
+        if not any(path.is_relative_to(root) for root in (self.dir, self.trials_dir.resolve())):
+            raise ValueError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
+        return path
+
+    def write(self, record: TrialRecord) -> None:
+        """Put the record in the ledger, atomically."""
+        write_json(self.trial_file(record.trial), record.model_dump(mode="json"))
+
+    def write_sweep(self, text: str) -> None:
+        """Put the resolved sweep file in the run folder, atomically."""
+        write_whole(self.sweep_file, text)
+
+    def read(self, trial: str) -> TrialRecord | None:
+        """The ledger's record, or None where the trial has none yet.
+
+        Raises:
+            ValueError: the file is there but is not a whole record, or a later release wrote it.
+        """
+        path = self.trial_file(trial)
+        try:
+            return parse_record(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except NewerLedgerError as error:
+            raise NewerLedgerError(f"{path}: {error}") from None
+        except ValueError as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise ValueError(
+                f"{path}: must be a whole trial.json: {problem}; delete its folder to run it again"
+            ) from None
+
+    def trials(self) -> list[TrialRecord]:
+        """All records but the base model's, oldest first."""
+        names = sorted(path.parent.name for path in self.trials_dir.glob("*/trial.json"))
+        records = [record for name in names if name != BASE_TRIAL and (record := self.read(name)) is not None]
+        return sorted(records, key=lambda record: (record.created, record.trial))
+
+    def base(self) -> TrialRecord | None:
+        """The base model's record."""
+        return self.read(BASE_TRIAL)
+
+    def drop_training_state(self, trial: str) -> None:
+        """Free what only going on would need, twice the weights, once a trial does not go on."""
+        for state in self.trial_dir(trial).glob(f"checkpoint-*/{STATE_FILE}"):
+            state.unlink()
+
+    def push(self, *parts: Path) -> None:
+        """Let other machines have these files and folders: nothing to do, the folder is shared."""
+
+    def pull(self, *parts: Path, ending: str = "", without: str | None = None) -> None:
+        """Get what other machines wrote: nothing to do, the folder is shared.
+
+        Args:
+            parts: files and folders in the run folder.
+            ending: only files whose name ends so.
+            without: not the files of this name.
+        """
+
+    def claim(self, part: str, key: str) -> None:
+        """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.
+
+        Raises:
+            ValueError: the folder holds a sweep with another `part`.
+        """
+        claims = self.identity()
+        if claims.get(part, key) != key:
+            raise ValueError(
+                f"{self.dir}: holds a sweep with another {part.replace('_', ' ')}, whose scores cannot be compared; "
+                "choose another name in the sweep file or another --out"
+            )
+        if part not in claims:
+            write_json(self.identity_file, {**claims, part: key})
+
+    def identity(self) -> dict[str, str]:
+        """Everything claimed so far."""
+        if not self.identity_file.exists():
+            return {}
+        claims: dict[str, str] = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        return claims
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run alone; the kernel lets go of it when the holder dies, however it dies.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        holder_file = self.dir / ".lock.holder"
+        lock = FileLock(self.dir / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = holder_file.read_text(encoding="utf-8") if holder_file.is_file() else "another process"
+            raise ValueError(f"{self.dir}: is being run already, by {holder}") from None
+        try:
+            write_whole(holder_file, f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            lock.release()

@@ -1,0 +1,67 @@
+"""What makes a trial the same trial and two runs the same experiment: hashes of configs and of what they name.
+
+They are compared for as long as run folders live, so they are made of `canonical_json`: a release that adds a field
+with a default changes none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from evaluation.config import EvaluationConfig
+from evaluation.scores import EVALUATOR_VERSION
+from sweeps.wording import learning_rate_text
+from training.canonical import canonical_json
+from training.config import LoraConfig, MethodConfig, SubjectConfig
+from training.files import sha256_of
+from training.photos import read_caption
+from training.pictures import find_photos
+
+NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip"})
+"""Change no picture and no score; the judges are known by their names, weights included."""
+
+
+def config_hash(config: MethodConfig) -> str:
+    """sha256 of the whole config: equal for equal configs, on every machine."""
+    in_order_of_names = json.dumps(json.loads(canonical_json(config)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(in_order_of_names.encode()).hexdigest()
+
+
+def trial_name(config: MethodConfig) -> str:
+    """What a human calls the trial: `lora_r16_lr1e-4`; the seed joins where it is not the default."""
+    parts: list[str] = [config.method]
+    if isinstance(config, LoraConfig):
+        parts.append(f"r{config.rank}")
+    parts.append(f"lr{learning_rate_text(config.learning_rate)}")
+    if config.seed:
+        parts.append(f"s{config.seed}")
+    return "_".join(parts)
+
+
+def trial_id(config: MethodConfig) -> str:
+    """The trial's id, a function of its config alone: its name and six hex digits of `config_hash`."""
+    return f"{trial_name(config)}_{config_hash(config)[:6]}"
+
+
+def photos_key(subject: SubjectConfig, references: Path | None) -> str:
+    """Hash of the photos' names, bytes and captions, of how they are cut and called, and of those compared with."""
+    digest = hashlib.sha256(canonical_json(subject, exclude={"photos"}).encode())
+    folders = {"photos": subject.photos} if references is None else {"photos": subject.photos, "references": references}
+    for role, folder in folders.items():
+        for entry in _photo_entries(folder):
+            digest.update(json.dumps([role, *entry]).encode())
+    return digest.hexdigest()
+
+
+def _photo_entries(folder: Path) -> Iterator[tuple[str, str, str | None]]:
+    for path in find_photos(folder):
+        yield path.relative_to(folder).as_posix(), sha256_of(path), read_caption(path)
+
+
+def evaluation_key(evaluation: EvaluationConfig) -> str:
+    """Hash of everything in the evaluation that changes a picture or its scores."""
+    canonical = canonical_json(evaluation, exclude=NEUTRAL_EVALUATION_KEYS)
+    return hashlib.sha256(f"{EVALUATOR_VERSION} {canonical}".encode()).hexdigest()

@@ -1,0 +1,250 @@
+"""What can be known before anything starts: the sweep's size, and everything that would make it fail later.
+
+It needs neither Ray nor Optuna nor a GPU, and not torch either for as long as nothing has to be loaded to be checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sweeps.config import SweepConfig, class_images_needed
+from sweeps.ledger.folder import RunFolder
+from sweeps.search.listed import listed_trials, num_planned
+from sweeps.space import scoring_points
+from sweeps.wording import bytes_text
+from training.config import LoraConfig, MethodConfig
+
+BYTES_PER_PIXEL = 1.5
+"""Of a PNG of a photograph."""
+ADAM_STATE_FACTOR = 2
+"""AdamW keeps two numbers a trained one."""
+MANY_AT_ONCE = 8
+"""Trials at one time on a cluster of unknown size: a guess."""
+FLOAT_BYTES = 4
+CHECKPOINT_OVERHEAD_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """How many numbers a base model holds, by which checkpoints are measured."""
+
+    unet: int
+    text_encoder: int
+    unet_per_rank: int
+    """Numbers that one LoRA rank adds on the UNet's attention."""
+    text_encoder_per_rank: int
+    native_size: int
+    """Side of its pictures in pixels."""
+
+
+STABLE_DIFFUSION_15 = BaseSizes(859_520_964, 123_060_480, 199_296, 73_728, 512)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will take."""
+
+    config: SweepConfig
+    trials: tuple[MethodConfig, ...]
+    """The trials of a grid or random search; for the others, as many drawn at random to measure by."""
+    is_exact: bool
+    num_steps: int
+    """Training steps of all trials."""
+    num_checkpoints: int
+    """Scoring points of all trials, the base model's not counted."""
+    num_images: int
+    """Pictures to generate and score, the base model's counted."""
+    num_class_images: int
+    """Pictures of the class prompt that the base model draws once for all trials."""
+    disk_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        config = self.config
+        about = "" if self.is_exact else "about "
+        stopping = ", fewer with early stopping" if config.search.early_stopping != "none" else ""
+        methods = ", ".join(config.methods)
+        once = f", {self.num_class_images:,} class images once" if self.num_class_images else ""
+        return [
+            f"sweep     {config.name}: {methods}; {config.search.sampler} search, seed {config.search.seed}",
+            f"trials    {len(self.trials)}",
+            f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
+            f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures (and base){once}",
+            f"disk      about {bytes_text(self.disk_bytes)}",
+        ]
+
+
+def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
+    """Check everything that this machine can, and measure the sweep.
+
+    Args:
+        config: the sweep.
+        weights_present: also ask for weights that would be fetched from the hub (a sweep for another machine may be
+            checked here).
+
+    Raises:
+        ValueError: the first thing that would not work.
+    """
+    from evaluation.face import check_face_encoder
+    from evaluation.prompt import check_clip
+    from evaluation.render import check_render
+    from training.photos import check_photos
+    from training.stable_diffusion import check_base_model
+
+    check_photos(config.subject)
+    _check_references(config.evaluation.face.references)
+    check_base_model(config.base_model)
+    check_face_encoder(config.evaluation.face.encoder, weights_present=weights_present)
+    check_clip(config.evaluation.clip, weights_present=weights_present)
+    if config.render is not None:
+        check_render(config.render, weights_present=weights_present)
+    return plan_of(config)
+
+
+def _check_references(folder: Path | None) -> None:
+    from training.pictures import find_photos
+
+    if folder is None:
+        return
+    try:
+        num_photos = len(find_photos(folder))
+    except ValueError as error:
+        raise ValueError(f"evaluation.face.references: {error}") from None
+    if not num_photos:
+        raise ValueError(f"evaluation.face.references: need 1 or more pictures, got 0 in {folder}")
+
+
+def plan_of(config: SweepConfig) -> Plan:
+    """Measure the sweep without looking at its photos."""
+    listed = config.search.sampler in ("grid", "random")
+    as_listed = config if listed else _drawn_at_random(config)
+    trials = tuple(listed_trials(as_listed))[: num_planned(config)]
+    sizes = base_sizes(config.base_model)
+    points = [scoring_points(trial, config.evaluation.at_steps) for trial in trials]
+    num_checkpoints = sum(map(len, points))
+    images_each = len(config.evaluation.prompts) * config.evaluation.images_per_prompt
+    num_images = images_each * (num_checkpoints + 1)
+    num_class_images = class_images_needed(config)
+    side = sizes.native_size
+    pixels = (config.evaluation.width or side) * (config.evaluation.height or side)
+    weights = sum(len(p) * checkpoint_bytes(trial, sizes) for p, trial in zip(points, trials, strict=True))
+    at_once = config.search.max_concurrent_trials or MANY_AT_ONCE
+    states = sorted(ADAM_STATE_FACTOR * checkpoint_bytes(trial, sizes) for trial in trials)[-at_once:]
+    return Plan(
+        config=config,
+        trials=trials,
+        is_exact=listed,
+        num_steps=sum(trial.max_train_steps for trial in trials),
+        num_checkpoints=num_checkpoints,
+        num_images=num_images,
+        num_class_images=num_class_images,
+        disk_bytes=int(
+            weights
+            + sum(states)
+            + num_images * pixels * BYTES_PER_PIXEL
+            + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
+        ),
+    )
+
+
+def _drawn_at_random(config: SweepConfig) -> SweepConfig:
+    return config.model_copy(update={"search": config.search.model_copy(update={"sampler": "random"})})
+
+
+def checkpoint_bytes(trial: MethodConfig, sizes: BaseSizes) -> int:
+    """Size of one checkpoint's weights in float32."""
+    if isinstance(trial, LoraConfig):
+        per_rank = sizes.unet_per_rank + (sizes.text_encoder_per_rank if trial.train_text_encoder else 0)
+        numbers = trial.rank * per_rank
+    else:
+        numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
+    return FLOAT_BYTES * numbers + CHECKPOINT_OVERHEAD_BYTES
+
+
+def base_sizes(base_model: str) -> BaseSizes:
+    """Sizes of a local base model, read from the headers of its files; of any other, Stable Diffusion 1.5's."""
+    path = Path(base_model)
+    if path.is_dir():
+        unet = _shapes(_weight_files(path / "unet"))
+        text_encoder = _shapes(_weight_files(path / "text_encoder"))
+        native_size = _native_size(path)
+    elif path.is_file():
+        shapes = _shapes([path])
+        unet = {name: shape for name, shape in shapes.items() if name.startswith("model.diffusion_model.")}
+        text_encoder = {name: shape for name, shape in shapes.items() if name.startswith("cond_stage_model.")}
+        native_size = STABLE_DIFFUSION_15.native_size
+    else:
+        return STABLE_DIFFUSION_15
+    if not unet:
+        return STABLE_DIFFUSION_15
+    return BaseSizes(
+        unet=_count(unet.values()),
+        text_encoder=_count(text_encoder.values()),
+        unet_per_rank=_per_rank(unet, ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")),
+        text_encoder_per_rank=_per_rank(
+            text_encoder, ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
+        ),
+        native_size=native_size,
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The plain variant where a folder holds several (`fp16`, `non_ema`)."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if file.name.count(".") == 1] or files[:1]
+
+
+def _native_size(folder: Path) -> int:
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        return STABLE_DIFFUSION_15.native_size  # an estimate only: loading says what is wrong
+
+
+def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Tensor name -> shape, from the headers of safetensors files."""
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        try:
+            with safe_open(str(path), framework="numpy") as stored:
+                shapes |= {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 -- no dict
+        except (OSError, SafetensorError):
+            raise ValueError(f"base_model: {path} is not a whole safetensors file") from None
+    return shapes
+
+
+def _count(shapes: Iterable[list[int]]) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _per_rank(shapes: dict[str, list[int]], endings: tuple[str, ...]) -> int:
+    return sum(sum(shape[:2]) for name, shape in shapes.items() if name.endswith(endings))
+
+
+def check_disk(plan: Plan, folder: RunFolder) -> None:
+    """Refuse a run folder that cannot be written or whose disk is too small for what is still to come."""
+    try:
+        folder.dir.mkdir(parents=True, exist_ok=True)
+        probe = folder.dir / f".probe-{uuid.uuid4().hex}"
+        probe.write_bytes(b"probe")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder.dir}: must be writable: {error.strerror}") from None
+    there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
+    needed = max(0, plan.disk_bytes - there)
+    free = shutil.disk_usage(folder.dir).free
+    if needed > free:
+        raise ValueError(
+            f"{folder.dir}: needs about {bytes_text(needed)} of disk, {bytes_text(free)} are free; "
+            "fewer trials or fewer evaluation.at_steps take less"
+        )

@@ -1,0 +1,398 @@
+"""One self-contained report.html from a run folder: the verdict first, then all that it rests on.
+
+The page asks the network for nothing: pictures are inlined, plots are SVG, and a content security policy forbids the
+rest. Prompts, names and reasons come from files and are escaped as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from evaluation.scores import ImageScore
+from sweeps.config import SweepConfig
+from sweeps.ledger.folder import RunFolder
+from sweeps.report import plots
+from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
+from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
+from sweeps.results.leaderboard import Row, write_results_csv
+from sweeps.results.rows import Results, read_results
+from sweeps.wording import duration_text, learning_rate_text, public_name, score_text, signed_text
+from training.files import write_whole
+from training.pictures import read_picture
+
+THUMBNAIL_SIDE = 256
+SHEET_SIDE = 2400
+"""Longest sides in pixels to which pictures are reduced."""
+PICTURE_BUDGET_BYTES = 7_000_000
+"""Of inlined pictures: a page of 10 MB still opens at once and passes through a mail."""
+MAX_LEADERBOARD_TRIALS = 25
+MAX_GRID_TRIALS = 8
+MAX_PAIRS = 4
+LOSSLESS_SIDE = 128
+"""Up to here a picture is stored as PNG and shown with its own pixels."""
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write RUN/report.html (and results.csv, which goes with it); returns the page's path.
+
+    Works on a sweep that is still running, or has no finished trial or render yet.
+
+    Raises:
+        ValueError: `run_dir` is not a run folder.
+    """
+    results = read_results(run_dir)
+    write_results_csv(results.run_dir, results.rows)
+    path = results.folder.report_html
+    write_whole(path, render_report(results))
+    return path
+
+
+def render_report(results: Results) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("sweeps.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        score=score_text,
+        signed=signed_text,
+        interval=interval_text,
+        rate=learning_rate_text,
+        label=plots.short_label,
+        duration=duration_text,
+    )
+    script = (Path(__file__).parent / "templates" / "sort.js").read_text(encoding="utf-8")
+    pictures = Pictures(results.run_dir)
+    best = results.best_of_each_trial()
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        verdict=Verdict(results, pictures),
+        best=best,
+        leaderboard=[row for row in results.rows if row.is_base or row in best[:MAX_LEADERBOARD_TRIALS]],
+        max_leaderboard=MAX_LEADERBOARD_TRIALS,
+        admitted=results.rule.qualifies,
+        scale=BarScale.of(results.rows),
+        plots=_plots(results, best),
+        grids=list(picture_grids(results, best, pictures)),
+        num_grid_trials=min(len(best), MAX_GRID_TRIALS),
+        sheets=[uri for path in _sheets(results.folder) if (uri := pictures.sheet(path))],
+        failed=[trial for trial in results.trials if trial.status == "failed"],
+        trials=[trial for trial in results.trials if not trial.is_base],
+        settings=settings(results),
+        method_names=plots.METHOD_NAMES,
+        pictures=pictures,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _plots(results: Results, best: Sequence[Row]) -> dict[str, str]:
+    """The three plots as SVG; none before a checkpoint has been scored."""
+    if not best:
+        return {}
+    limit = results.rule.limit
+    return {
+        "trade_off": plots.trade_off(results.rows, limit),
+        "curves": plots.curves_over_steps(results.rows, limit),
+        "settings": plots.likeness_by_setting(results.rows, best),
+    }
+
+
+def interval_text(interval: Interval | None, signed: bool = False) -> str:
+    """`[low, high]`; nothing where there are too few pictures for one."""
+    if interval is None:
+        return ""
+    form = signed_text if signed else score_text
+    return f"[{form(interval.low)}, {form(interval.high)}]"
+
+
+@dataclass(frozen=True)
+class BarScale:
+    """Maps face similarities to percent of a bar's width."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> BarScale:
+        """A scale that holds every row's interval."""
+        intervals = [row.face_similarity_interval for row in rows]
+        lows = [row.face_similarity if i is None else i.low for row, i in zip(rows, intervals, strict=True)]
+        highs = [row.face_similarity if i is None else i.high for row, i in zip(rows, intervals, strict=True)]
+        low, high = min([0.0, *lows]), max([0.0, *highs])
+        return cls(low, high if high > low else low + 1)
+
+    def percent(self, value: float) -> str:
+        """Position of `value` from the left."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.1f}"
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Inlines pictures of a run folder, reduced, until the page's budget is spent.
+
+    Args:
+        run_dir: nothing outside it is read, whatever a path in trial.json says.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = RunFolder(run_dir)
+        self.num_bytes = 0
+        self.num_left_out = 0
+        self._known: dict[tuple[Path, int], str | None] = {}
+
+    def of_row(self, row: Row, image: ImageScore) -> str | None:
+        """Data address of one picture of a checkpoint; None where it is missing, broken or over the budget."""
+        if row.images is None:
+            return None
+        return self._inline(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
+
+    def sheet(self, path: Path) -> str | None:
+        """Data address of a sheet of renders."""
+        return self._inline(self._folder.relative(path), SHEET_SIDE)
+
+    def _inline(self, relative: str, side: int) -> str | None:
+        try:
+            path = self._folder.inside(relative)
+        except ValueError:
+            return None
+        if (path, side) not in self._known:
+            self._known[path, side] = self._read(path, side)
+        return self._known[path, side]
+
+    def _read(self, path: Path, side: int) -> str | None:
+        if self.num_bytes >= PICTURE_BUDGET_BYTES:
+            self.num_left_out += path.is_file()
+            return None
+        uri = data_uri(path, side)
+        self.num_bytes += len(uri or "")
+        return uri
+
+
+def data_uri(path: Path, side: int) -> str | None:
+    """The picture with its longer side at most `side` pixels, as a data address; None where it cannot be read."""
+    try:
+        reduced = read_picture(path)
+    except ValueError:
+        return None
+    reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    lossless = max(reduced.size) <= LOSSLESS_SIDE
+    reduced.save(buffer, "PNG" if lossless else "JPEG", optimize=True, **({} if lossless else {"quality": 85}))
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sheets(folder: RunFolder) -> list[Path]:
+    return sorted(folder.renders_dir.glob("sheet*.png"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a grid with its own face similarity."""
+
+    uri: str | None
+    face_similarity: float | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pictures of one seed: a row a prompt, a column a checkpoint."""
+
+    seed: int | None
+    columns: tuple[Row, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether not one picture is there."""
+        return not any(cell.uri for _, cells in self.rows for cell in cells)
+
+
+def picture_grids(results: Results, best: Sequence[Row], pictures: Pictures) -> Iterator[Grid]:
+    """The same prompts and starting noise side by side: the base model and the best trials, one grid a seed."""
+    columns = [*([results.base] if results.base else []), *best[:MAX_GRID_TRIALS]]
+    if not columns or not best:
+        return
+    by_seed: dict[int | None, list[ImageScore]] = {}
+    for image in best[0].image_scores:
+        by_seed.setdefault(image.seed, []).append(image)
+    scores = [{image.key: image for image in column.image_scores} for column in columns]
+    for seed, images in by_seed.items():
+        rows = []
+        for wanted in images:
+            found = [(column, known.get(wanted.key)) for column, known in zip(columns, scores, strict=True)]
+            cells = [
+                Cell(pictures.of_row(column, image), image.face_similarity) if image else Cell(None, None)
+                for column, image in found
+            ]
+            rows.append((wanted.prompt or wanted.key, tuple(cells)))
+        grid = Grid(seed, tuple(columns), tuple(rows))
+        if not grid.is_empty:
+            yield grid
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and starting noise before and after training."""
+
+    prompt: str
+    base: Cell
+    champion: Cell
+
+
+class Verdict:
+    """What the first screen says: who wins by which rule, by how much, and whether to believe it."""
+
+    def __init__(self, results: Results, pictures: Pictures) -> None:
+        self.results = results
+        self.champion = results.champion
+        self._pictures = pictures
+
+    @property
+    def tone(self) -> str:
+        """`good`, `doubtful` or `none`: the card's colour."""
+        if self.champion.row is None:
+            return "none"
+        return "good" if self.champion.is_finding else "doubtful"
+
+    @property
+    def headline(self) -> str:
+        """One line."""
+        row = self.champion.row
+        if row is None:
+            return "No champion yet" if self.results.num_by_status.get("running") else "No champion"
+        if not self.champion.is_finding:
+            return "The rule names a champion, but it is not a finding"
+        method = "LoRA" if row.method == "lora" else "Full DreamBooth"
+        rank = f" of rank {row.rank}" if row.rank else ""
+        return f"{method}{rank}, learning rate {learning_rate_text(row.learning_rate)}, {row.step} steps"
+
+    @property
+    def versus_base_alignment(self) -> Difference | None:
+        """Prompt alignment of the champion minus the base model's."""
+        row, base = self.champion.row, self.results.base
+        return compare_prompt_alignment(row, base) if row and base else None
+
+    @property
+    def num_ties(self) -> int:
+        """How many other trials' best checkpoints cannot be told from the champion by face similarity."""
+        row = self.champion.row
+        if row is None:
+            return 0
+        others = [other for other in self.results.best_of_each_trial() if other.trial != row.trial]
+        num_compared = sum(not row.is_base for row in self.results.rows)
+        return sum(compare_face_similarity(row, other, num_compared).verdict == "tie" for other in others)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Base model and champion on the first seed of up to four prompts; empty without the champion's pictures."""
+        row, base = self.champion.row, self.results.base
+        if row is None or base is None or not row.image_scores:
+            return []
+        before = {image.key: image for image in base.image_scores}
+        first_seed = row.image_scores[0].seed
+        chosen = [image for image in row.image_scores if image.seed == first_seed and image.key in before]
+        pairs = [
+            Pair(
+                image.prompt or image.key,
+                Cell(self._pictures.of_row(base, before[image.key]), before[image.key].face_similarity),
+                Cell(self._pictures.of_row(row, image), image.face_similarity),
+            )
+            for image in chosen[:MAX_PAIRS]
+        ]
+        return [pair for pair in pairs if pair.champion.uri]
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def settings(results: Results) -> list[tuple[str, str]]:
+    """What the numbers rest on, by name. Folders of the machine are shown by their last part alone."""
+    config = results.config
+    if config is None:
+        return []
+    evaluation = config.evaluation
+    size = "the base model's own size"
+    if evaluation.width or evaluation.height:
+        size = f"width {evaluation.width or 'native'}, height {evaluation.height or 'native'} px"
+    seeds = f"{evaluation.seed} to {evaluation.seed + evaluation.images_per_prompt - 1}"
+    references = "the photos given as references" if evaluation.face.references else "the trials' own photos"
+    entries = [
+        ("base model", public_name(config.base_model)),
+        ("instance prompt", config.subject.instance_prompt),
+        ("class prompt", config.subject.class_prompt or "none"),
+        ("photos", f"{config.subject.resolution} px squares, crop: {config.subject.crop}"),
+        ("search", yaml.safe_dump(config.search.model_dump(exclude_none=True), default_flow_style=True).strip("{}\n ")),
+        *((f"space of {name}", _space(space)) for name, space in config.methods.items()),
+        ("prompts", "\n".join(evaluation.prompts)),
+        ("negative prompt", evaluation.negative_prompt or "none"),
+        ("pictures a checkpoint", f"{len(evaluation.prompts)} prompts x {evaluation.images_per_prompt}, seeds {seeds}"),
+        (
+            "sampler",
+            f"{evaluation.scheduler}, {evaluation.num_inference_steps} steps, "
+            f"guidance {evaluation.guidance_scale:g}, {size}",
+        ),
+        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, no face = 0"),
+        ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
+        (
+            "intervals",
+            f"95 % bootstrap over pictures (prompts x seeds), {NUM_RESAMPLES} resamples; differences of face "
+            "similarity are paired by picture and widened to hold for all checkpoints together, as the champion was "
+            "chosen among them; another training seed may change more than they say",
+        ),
+        *sorted(_versions(results.folder).items()),
+    ]
+    return [(name, value) for name, value in entries if value]
+
+
+def _face_encoder(results: Results, config: SweepConfig) -> str:
+    """As the scores recorded it, crop included; else as the sweep file names it."""
+    recorded = next((row.face_encoder for row in results.rows if row.face_encoder), None)
+    return recorded or public_name(config.evaluation.face.encoder)
+
+
+def _clip(results: Results, config: SweepConfig) -> str:
+    recorded = next((row.clip for row in results.rows if row.clip), None)
+    names = [public_name(config.evaluation.clip.model), public_name(config.evaluation.clip.pretrained or "")]
+    return recorded or " ".join(filter(None, names))
+
+
+def _space(space: dict[str, Any]) -> str:
+    """A method's fields, one a line: fixed values and what was searched."""
+    lines = []
+    for field, value in space.items():
+        plain = value.model_dump(exclude_none=True, exclude_defaults=True) if hasattr(value, "model_dump") else value
+        lines.append(f"{field}: {yaml.safe_dump(plain, default_flow_style=True, width=1000).splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def _versions(folder: RunFolder) -> dict[str, str]:
+    """Package versions that the sweep wrote into its sweep.yaml."""
+    try:
+        content = yaml.safe_load(folder.sweep_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    versions = content.get("versions") if isinstance(content, dict) else None
+    return {str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}

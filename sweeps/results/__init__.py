@@ -1,0 +1,1 @@
+"""What a run folder says: the champion rule, the leaderboard, intervals, the verdict. Knows neither Ray nor torch."""

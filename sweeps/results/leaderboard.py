@@ -1,0 +1,159 @@
+"""The leaderboard: a row a scored checkpoint, in the rule's order, with intervals and the Pareto front; as CSV too."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, Status, TrialRecord
+from sweeps.results.intervals import Interval, bootstrap_interval
+from sweeps.results.rule import ChampionRule
+from training.files import write_whole
+
+COLUMNS = (
+    "trial",
+    "method",
+    "rank",
+    "learning_rate",
+    "step",
+    "seed",
+    "status",
+    "face_similarity",
+    "prompt_alignment",
+    "num_images",
+    "num_faces",
+    "checkpoint",
+    "champion",
+    "pareto",
+    "face_similarity_low",
+    "face_similarity_high",
+    "prompt_alignment_low",
+    "prompt_alignment_high",
+    "loss",
+    "seconds",
+)
+"""Keys of a leaderboard row, the same in `show --json` and in results.csv."""
+
+
+class Row(ScoredCheckpoint):
+    """A scored checkpoint with what the leaderboard says of it and of its trial.
+
+    `method` is `base` for the untouched base model (step 0, no checkpoint).
+    """
+
+    trial: str
+    method: str
+    rank: int | None
+    """None but for a LoRA."""
+    learning_rate: float | None
+    """None for the base model, as is the seed."""
+    seed: int | None
+    status: Status
+    face_similarity_interval: Interval | None = None
+    prompt_alignment_interval: Interval | None = None
+    """None with fewer than two pictures."""
+    champion: bool = False
+    pareto: bool = False
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the zero line rather than something trained."""
+        return self.method == BASE_TRIAL
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Trial and step: what no other row of the run has."""
+        return (self.trial, self.step)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row under the names in `COLUMNS`: JSON-ready, every number finite or None."""
+        bounds: dict[str, float | None] = {}
+        for score in ("face_similarity", "prompt_alignment"):
+            interval: Interval | None = getattr(self, f"{score}_interval")
+            bounds[f"{score}_low"] = interval.low if interval else None
+            bounds[f"{score}_high"] = interval.high if interval else None
+        values = {name: bounds[name] if name in bounds else getattr(self, name) for name in COLUMNS}
+        return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+
+
+def rows_of(record: TrialRecord) -> list[Row]:
+    """The trial's rows, one a scoring point; of a step scored twice, the later one.
+
+    Raises:
+        ValueError: the trial's config is not of its kind.
+    """
+    config = None if record.is_base else record.method_config
+    settings = {
+        "trial": record.trial,
+        "method": record.method,
+        "rank": getattr(config, "rank", None),
+        "learning_rate": config and config.learning_rate,
+        "seed": config and config.seed,
+        "status": record.status,
+    }
+    by_step = {entry.step: entry for entry in record.checkpoints}
+    return [_row(settings, entry) for entry in by_step.values()]
+
+
+def _row(settings: dict[str, Any], entry: ScoredCheckpoint) -> Row:
+    aligned = [image.prompt_alignment for image in entry.image_scores if image.prompt_alignment is not None]
+    return Row.model_construct(  # both parts have been validated
+        **dict(entry),
+        **settings,
+        face_similarity_interval=bootstrap_interval([image.face_similarity or 0.0 for image in entry.image_scores]),
+        prompt_alignment_interval=bootstrap_interval(aligned),
+    )
+
+
+def base_row(rows: Iterable[Row]) -> Row | None:
+    """The zero line: the untouched base model's row."""
+    return next((row for row in rows if row.is_base), None)
+
+
+def best_first(rows: Iterable[Row], rule: ChampionRule) -> list[Row]:
+    """The rule's order, the base model where its own scores put it; ties to lower rank, then by name."""
+    return sorted(rows, key=lambda row: (*rule.order(row), math.inf if row.rank is None else row.rank, row.trial))
+
+
+def mark_pareto(rows: Sequence[Row]) -> list[Row]:
+    """Set `pareto`, over all rows: a checkpoint that the base model beats in both scores is on no front."""
+    flags = pareto_front([(row.face_similarity, row.prompt_alignment) for row in rows])
+    return [row.model_copy(update={"pareto": flag}) for row, flag in zip(rows, flags, strict=True)]
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other point beats in one coordinate without losing in the other (higher is better in both).
+
+    Equal points stand or fall together.
+    """
+    on_front = [False] * len(points)
+    best_second = -math.inf
+    for first in sorted({point[0] for point in points}, reverse=True):
+        group = [i for i, point in enumerate(points) if point[0] == first]
+        highest = max(points[i][1] for i in group)
+        if highest > best_second:
+            for i in group:
+                on_front[i] = points[i][1] == highest
+            best_second = highest
+    return on_front
+
+
+def results_csv(rows: Iterable[Row]) -> str:
+    """The leaderboard as CSV, best first, under the names in `COLUMNS`; what is unknown is empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.as_dict() for row in rows)
+    return buffer.getvalue()
+
+
+def write_results_csv(run_dir: Path | str, rows: Iterable[Row]) -> Path:
+    """Write RUN/results.csv. It is derived: nothing reads it back."""
+    path = RunFolder(run_dir).results_csv
+    write_whole(path, results_csv(rows))
+    return path

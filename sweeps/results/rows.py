@@ -1,0 +1,157 @@
+"""A run folder, read: one row a scored checkpoint, best first, the champion marked. A run may be read while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sweeps.config import ChampionConfig, SweepConfig, load_sweep
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
+from sweeps.results.champion import Champion, champion
+from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, rows_of
+from sweeps.results.rule import ChampionRule
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run folder, read."""
+
+    run_dir: Path
+    name: str
+    config: SweepConfig | None
+    """The sweep's settings; None where sweep.yaml cannot be read."""
+    rule: ChampionRule
+    trials: tuple[TrialRecord, ...]
+    """Every readable trial by name, the base model's among them, scored or not."""
+    rows: tuple[Row, ...]
+    """Every scored checkpoint, best first."""
+    champion: Champion
+    warnings: tuple[str, ...]
+    """What could not be read, with its place; the rest stands."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it was read."""
+        return RunFolder(self.run_dir)
+
+    @property
+    def base(self) -> Row | None:
+        """The base model's row."""
+        return base_row(self.rows)
+
+    @property
+    def num_by_status(self) -> dict[str, int]:
+        """How many trials (the base model not counted) are in each status."""
+        counts: dict[str, int] = {}
+        for trial in self.trials:
+            if not trial.is_base:
+                counts[trial.status] = counts.get(trial.status, 0) + 1
+        return counts
+
+    @cached_property
+    def _best(self) -> dict[str, Row]:
+        """Trial -> its best row, best trial first: rows stand in the rule's order, so a trial's first is its best."""
+        best: dict[str, Row] = {}
+        for row in self.rows:
+            best.setdefault(row.trial, row)
+        return best
+
+    def best_of_each_trial(self) -> list[Row]:
+        """One row a trial, by the champion rule on its own series, best first; the base model is not among them."""
+        return [row for row in self._best.values() if not row.is_base]
+
+    def best_of_trial(self, trial: str) -> Row:
+        """The best checkpoint of one trial.
+
+        Raises:
+            ValueError: there is no such trial, or none of its checkpoints has been scored.
+        """
+        if trial not in self._best:
+            known = any(record.trial == trial for record in self.trials)
+            what = "has no scored checkpoint" if known else "is not in this run"
+            raise ValueError(f"trial {trial!r} {what}: {self.folder.trials_dir}")
+        return self._best[trial]
+
+
+def read_results(run_dir: Path | str) -> Results:
+    """Read a run folder, finished or not.
+
+    Raises:
+        ValueError: `run_dir` is not a run folder, or a later release wrote a trial into it.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.trials_dir.is_dir() and not folder.sweep_file.is_file():
+        raise ValueError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
+    warnings: list[str] = []
+    config = _read_config(folder, warnings)
+    trials, rows = _read_trials(folder, warnings)
+    rule = ChampionRule.of(config.champion if config else ChampionConfig(), base_row(rows))
+    rows = mark_pareto(best_first(rows, rule))
+    warnings += _different_judges(rows)
+    verdict = champion(rows, rule)
+    if verdict.row is not None:
+        rows = [verdict.row if row.key == verdict.row.key else row for row in rows]
+    return Results(
+        run_dir=Path(run_dir),
+        name=config.name if config else folder.dir.name,
+        config=config,
+        rule=rule,
+        trials=tuple(trials),
+        rows=tuple(rows),
+        champion=verdict,
+        warnings=tuple(warnings),
+    )
+
+
+def _read_config(folder: RunFolder, warnings: list[str]) -> SweepConfig | None:
+    try:
+        return load_sweep(folder.sweep_file)
+    except ValueError as error:
+        warnings.append(f"{error}; shown without its settings, with the default champion rule")
+        return None
+
+
+def _read_trials(folder: RunFolder, warnings: list[str]) -> tuple[list[TrialRecord], list[Row]]:
+    trials, rows = [], []
+    for path in sorted(folder.trials_dir.glob("*/trial.json")):
+        place = f"{folder.trials_dir.name}/{path.parent.name}/{path.name}"
+        try:
+            record = parse_record(path.read_bytes())
+            if record.trial != path.parent.name:
+                warnings.append(f"{place} calls itself {record.trial!r}; its folder's name is used")
+                record = record.model_copy(update={"trial": path.parent.name})
+            rows += rows_of(record)
+        except OSError as error:
+            warnings.append(f"{place} cannot be read and is left out: {error.strerror}")
+        except NewerLedgerError as error:
+            raise NewerLedgerError(f"{path}: {error}") from None  # without it, the champion might be another
+        except ValueError as error:
+            problem = _first_error(error) if isinstance(error, ValidationError) else str(error)
+            warnings.append(f"{place} is not a whole trial and is left out: {problem}")
+        else:
+            trials.append(record)
+    return trials, rows
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def _different_judges(rows: Sequence[Row]) -> list[str]:
+    """Scores of different encoders have different scales: an order among them means nothing."""
+    warnings = []
+    for kind, names in (
+        ("face encoders", {row.face_encoder for row in rows}),
+        ("CLIP models", {row.clip for row in rows}),
+    ):
+        if len(names) > 1:
+            listed = "; ".join(sorted(name or "not recorded" for name in names))
+            warnings.append(f"scores of different {kind} cannot be compared, found {listed}")
+    return warnings

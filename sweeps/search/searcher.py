@@ -1,0 +1,117 @@
+"""The thin searcher that Ray Tune asks.
+
+The ledger is the memory. A new driver rebuilds the search from `trials/*/trial.json`: it replays the trials in the
+order they were asked for, serves those that have not ended, then goes on asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from sweeps.config import SweepConfig
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import trial_id
+from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
+from sweeps.results.rule import ChampionRule
+from sweeps.search.listed import ListSearch, Search, lesson, listed_trials, num_planned
+
+
+def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
+    """The search that the sweep file names."""
+    if config.search.sampler in ("grid", "random"):
+        return ListSearch(listed_trials(config))
+    from sweeps.search.study import StudySearch  # Optuna takes a second, and a grid has no use for it
+
+    return StudySearch(config, rule)
+
+
+class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
+    """Ray Tune's searcher: first the ledger's trials that have not ended, then new ones up to the sweep's number.
+
+    Args:
+        config: the sweep.
+        folder: its run folder, base model's row included.
+        extra: put beside `trial` and `config` into what the Trainable gets.
+        at_once: trials to have with Ray at one time; more would be asked for before there are scores to learn from.
+        changed: called with each record this writes.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: RunFolder,
+        extra: Mapping[str, Any],
+        at_once: int,
+        changed: Callable[[TrialRecord], None],
+    ) -> None:
+        super().__init__(metric="face_similarity", mode="max")
+        self._folder, self._extra = folder, extra
+        self._at_once, self._changed = at_once, changed
+        base = folder.base()
+        assert base is not None, "the base model is scored before trials are chosen"
+        self._rule = ChampionRule.of(config.champion, base)
+        self.search = make_search(config, self._rule)
+        records = sorted(folder.trials(), key=lambda record: record.number)
+        for record in records:
+            self.search.replay(record, self._lesson(record))
+        self._known = {record.trial for record in records}
+        self._unfinished = [record for record in records if not record.is_over]
+        self._num_planned = num_planned(config)
+        self._numbers = {record.trial: record.number for record in records}
+        self._running: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
+        if len(self._running) >= self._at_once:
+            return None
+        record = self._unfinished.pop(0) if self._unfinished else self._new_trial()
+        if record is None:
+            return str(Searcher.FINISHED)
+        self._running[trial_id] = record.trial
+        return {"trial": record.trial, "config": record.config, **self._extra}
+
+    def _new_trial(self) -> TrialRecord | None:
+        while len(self._known) < self._num_planned:
+            question = self.search.ask()
+            if question is None:
+                break
+            trial = trial_id(question.config)
+            if trial in self._known:  # the ledger has its answer already, and the search knows it
+                self.search.tell(question.number, None)
+                continue
+            record = TrialRecord(
+                trial=trial,
+                method=question.config.method,
+                status="running",
+                config=question.config.model_dump(mode="json"),
+                number=question.number,
+                drawn=dict(question.drawn),
+                sampler_notes=dict(question.notes),
+            )
+            self._folder.write(record)
+            self._changed(record)
+            self._known.add(trial)
+            self._numbers[trial] = question.number
+            return record
+        return None
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A search learns from ends only."""
+
+    def on_trial_complete(self, trial_id: str, **_: Any) -> None:
+        """Tell the search what the ledger knows of the trial; Ray's own copy of the result is not consulted."""
+        trial = self._running.pop(trial_id)
+        record = self._folder.read(trial)
+        self.search.tell(self._numbers[trial], None if record is None else self._lesson(record))
+
+    def _lesson(self, record: TrialRecord) -> ScoredCheckpoint | None:
+        return lesson(record, self._rule)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the memory."""

@@ -1,0 +1,146 @@
+"""A search led by scores: an Optuna study in memory, replayed from the ledger.
+
+Every question to a sampler has its own seed, made of the sweep's seed and the question's number, so that a search cut
+anywhere asks what it would have asked uncut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+
+import optuna
+
+from sweeps.config import SweepConfig
+from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
+from sweeps.results.rule import ChampionRule
+from sweeps.search.listed import MAX_REPEATS, Question, num_planned
+from sweeps.space import Choices, Range, Scalar, choices_made, contains, draw
+from training.config import MethodConfig
+
+REPEATS_BEFORE_RANDOM = 20
+"""Known configs in a row after which a sampler that has converged is helped by random draws."""
+
+
+class StudySearch:
+    """An Optuna study in memory.
+
+    `tpe` maximises face similarity under the champion's condition on prompt alignment, as an Optuna constraint;
+    `nsga2` maximises both scores.
+
+    Args:
+        config: the sweep.
+        rule: the champion's, measured from the base model's score.
+    """
+
+    def __init__(self, config: SweepConfig, rule: ChampionRule) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._config = config
+        self._rule = rule
+        self._both = config.search.sampler == "nsga2"
+        self._study = optuna.create_study(directions=["maximize"] * (2 if self._both else 1))
+        self._asked: dict[int, optuna.Trial] = {}
+        self._number = 0
+
+    def ask(self) -> Question | None:
+        """Ask the sampler; with a seed of its own, so that the answer depends on the history alone."""
+        number = self._number
+        self._number += 1
+        repeats = self._repeats()
+        if repeats > MAX_REPEATS:
+            return None
+        self._study.sampler = self._sampler(number, at_random=repeats > REPEATS_BEFORE_RANDOM)
+        trial = self._asked[number] = self._study.ask()
+        config = self._draw(trial)
+        notes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        return Question(number, config, drawn=trial.params, notes=notes)
+
+    def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
+        """Ask the question again with its answer fixed."""
+        self._number = max(self._number, record.number + 1)
+        made = choices_made(record.method_config)
+        chosen: dict[str, Scalar] = {}
+
+        def choose(name: str, value: Choices | Range) -> Scalar:
+            chosen[name] = made(name, value)
+            return chosen[name]
+
+        try:
+            draw(self._config.methods, self._config.evaluation.at_steps, choose)
+        except LookupError:
+            return  # the sweep file's space has changed since; the trial counts but teaches nothing
+        fixed = {**self._still_possible(record.drawn), **chosen}
+        attributes = {**record.sampler_notes, "fixed_params": fixed}  # as `enqueue_trial` does, which takes no notes
+        waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)
+        self._study.add_trial(waiting)
+        self._study.sampler = self._sampler(record.number, at_random=True)  # only for values the record lacks
+        trial = self._asked[record.number] = self._study.ask()
+        self._draw(trial)
+        if record.is_over:
+            self.tell(record.number, scores)
+
+    def _still_possible(self, drawn: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Those of the values drawn that the space holds."""
+        methods = self._config.methods
+        open_values = {f"{m}/{f}": v for m, space in methods.items() for f, v in space.items()}
+        return {
+            name: value
+            for name, value in drawn.items()
+            if isinstance(space := open_values.get(name), Choices | Range) and contains(space, value)
+        }
+
+    def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:
+        """Close the question: with finite scores, or as failed. None stays open in the study."""
+        trial = self._asked.pop(number, None)
+        if trial is None:
+            return
+        if scores is None:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        if self._both:
+            self._study.tell(trial, [scores.face_similarity, scores.prompt_alignment])
+            return
+        trial.set_constraint("prompt_alignment", self._rule.slack(scores))
+        self._study.tell(trial, scores.face_similarity)
+
+    @property
+    def study(self) -> optuna.Study:
+        """For reading."""
+        return self._study
+
+    def _draw(self, trial: optuna.Trial) -> MethodConfig:
+        suggest = _suggesting(trial)
+        if self._both:  # genes cross only where all trials have them, so the other method's are drawn along, unused
+            for method, space in self._config.methods.items():
+                for field, value in space.items():
+                    if isinstance(value, Choices | Range):
+                        suggest(f"{method}/{field}", value)
+        return draw(self._config.methods, self._config.evaluation.at_steps, suggest)
+
+    def _repeats(self) -> int:
+        """Questions in a row, up to now, whose answers were known already: those closed as failed."""
+        states = (trial.state for trial in reversed(self._study.get_trials(deepcopy=False)))
+        return sum(1 for _ in itertools.takewhile(lambda state: state == optuna.trial.TrialState.FAIL, states))
+
+    def _sampler(self, number: int, *, at_random: bool) -> optuna.samplers.BaseSampler:
+        seed = int.from_bytes(hashlib.sha256(f"{self._config.search.seed}/{number}".encode()).digest()[:4], "big")
+        if at_random:
+            return optuna.samplers.RandomSampler(seed=seed)
+        num_trials = num_planned(self._config)
+        if self._both:  # Optuna's 50 a generation would make a sweep of 24 trials a random search
+            return optuna.samplers.NSGAIISampler(population_size=min(max(4, num_trials // 4), 50), seed=seed)
+        return optuna.samplers.TPESampler(n_startup_trials=min(max(4, num_trials // 4), 10), seed=seed)
+
+
+def _suggesting(trial: optuna.Trial) -> Callable[[str, Choices | Range], Scalar]:
+    def suggest(name: str, value: Choices | Range) -> Scalar:
+        if isinstance(value, Choices):
+            chosen: Scalar = trial.suggest_categorical(name, value.choices)
+            return chosen
+        if value.is_int:
+            step = 1 if value.step is None else int(value.step)
+            return int(trial.suggest_int(name, int(value.low), int(value.high), step=step, log=value.log))
+        return float(trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log))
+
+    return suggest

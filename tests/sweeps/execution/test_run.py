@@ -1,0 +1,176 @@
+"""Sweeps through Ray with real tiny models: they end, they survive, they repeat nothing.
+
+The judge is a log of its own that the trials append to (`logged_trial`), and the files' own times.
+
+    pytest -m ray tests/sweeps/execution/test_run.py     about 90 seconds on two idle cores
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sweeps.config import SweepConfig
+from sweeps.ledger.folder import RunFolder
+from sweeps.results.rows import read_results
+from sweeps.results.rule import ChampionRule
+from tests.sweeps.ledger_entries import entry, record
+from tests.sweeps.logged_trial import LoggedTrial, read_log
+from tests.sweeps.tiny_sweep import write_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FAILING = {"learning_rate": 1.0, "max_train_steps": 30, "train_batch_size": 1, "adam_beta2": 0.0}
+"""DreamBooth settings under which the weights run away."""
+
+
+def test_a_sweep_ends_with_every_trial_accounted_for(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure by settings is recorded, a trial whose worker is killed goes on where it was, and none repeats."""
+    from sweeps.execution.run import run_sweep
+    from sweeps.ledger.identity import trial_id
+    from sweeps.search.listed import listed_trials
+
+    monkeypatch.setattr("sweeps.execution.run.SweepTrial", LoggedTrial)
+    lora = {"rank": {"choices": [1, 2]}, "max_train_steps": 4, "train_batch_size": 1}
+    config = tiny_sweep(methods={"lora": lora, "dreambooth": FAILING})
+    trials = [trial_id(trial) for trial in listed_trials(config)]
+    (tmp_path / "tiny.kill").write_text(trials[0])
+    run_dir = run_sweep(config, tmp_path)
+
+    records = {record.trial: record for record in RunFolder(run_dir).trials()}
+    assert [records[trial].status for trial in trials] == ["finished", "finished", "failed"]
+    assert [records[trial].num_restarts for trial in trials] == [1, 0, 0]
+    assert records[trials[2]].fault == "trial"
+    assert records[trials[2]].reason
+    scored = [(entry["trial"], step) for entry in read_log(run_dir) for step in entry["scored"]]
+    assert sorted(scored) == sorted((trial, step) for trial in trials[:2] for step in (2, 4))
+    results = read_results(run_dir)
+    assert results.num_by_status == {"finished": 2, "failed": 1}
+    assert results.base is not None
+    assert (run_dir / "results.csv").is_file()
+
+    before = times(run_dir / "trials")
+    assert run_sweep(config, tmp_path) == run_dir
+    assert times(run_dir / "trials") == before
+
+
+def test_what_the_cluster_lacks_is_refused_at_once(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    """A GPU or more CPUs than there are: a message in seconds, where Tune alone would wait for ever."""
+    from sweeps.execution.run import run_sweep
+
+    for resources, law in [({"gpus_per_trial": 1}, "needs 1 GPU"), ({"cpus_per_trial": 64}, "needs 64 CPU")]:
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=law):
+            run_sweep(tiny_sweep(resources=resources), tmp_path)
+        assert time.monotonic() - start < 10
+        assert not list(tmp_path.glob("*/trials/*"))
+
+
+def test_a_model_that_is_missing_where_trials_run_is_the_users_to_mend(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    """What a worker finds wrong before the first trial reaches the user as a plain message."""
+    from sweeps.execution.run import run_sweep
+
+    methods = {"lora": {"mixed_precision": "fp16", "max_train_steps": 4}}
+    with pytest.raises(ValueError, match=r"methods\.lora\.mixed_precision: fp16 needs a GPU") as refused:
+        run_sweep(tiny_sweep(methods=methods), tmp_path)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_a_killed_driver_goes_on_with_the_same_command(tiny_mapping: dict[str, Any], tmp_path: Path) -> None:
+    """Killed in the middle and started again: all trials finish, no finished trial and no scored step is done twice."""
+    methods = {"lora": {"rank": {"choices": [1, 2]}, "max_train_steps": 6, "train_batch_size": 1}}
+    evaluation = {**tiny_mapping["evaluation"], "at_steps": [2, 4, 6]}
+    search = {"sampler": "grid", "max_concurrent_trials": 1}
+    mapping = {**tiny_mapping, "methods": methods, "evaluation": evaluation, "search": search}
+    sweep_file = write_sweep(tmp_path / "sweep.yaml", mapping)
+    run_dir = tmp_path / "out" / "tiny"
+
+    first = drive(sweep_file, tmp_path / "out")
+    wait_for(lambda: any(entry["done"] for entry in read_log(run_dir)) and len(read_log(run_dir)) >= 4, first)
+    first.kill()
+    first.wait(timeout=60)
+    finished = [entry["trial"] for entry in read_log(run_dir) if entry["done"]]
+    assert len(finished) == 1
+    before = times(run_dir / "trials" / finished[0])
+
+    second = drive(sweep_file, tmp_path / "out")
+    output, _ = second.communicate(timeout=180)
+    assert second.returncode == 0, output
+    assert [record.status for record in RunFolder(run_dir).trials()] == ["finished", "finished"]
+    assert times(run_dir / "trials" / finished[0]) == before
+    scored = [(entry["trial"], step) for entry in read_log(run_dir) for step in entry["scored"]]
+    assert len(scored) == len(set(scored)) == 6
+
+
+def drive(sweep_file: Path, out: Path) -> subprocess.Popen[str]:
+    """A driver in a process of its own."""
+    root = Path(__file__).parents[3]
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "tests.sweeps.drive_sweep", str(sweep_file), str(out)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 180) -> None:
+    """Until something has happened, which is progress and not time; fails when the driver ends first."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_early_stopping_remembers_the_trials_of_earlier_drivers(
+    tiny_sweep: Callable[..., SweepConfig],
+) -> None:
+    """A newcomer is measured against what the ledger holds, although this Tune experiment never saw it."""
+    from sweeps.execution.stopping import make_scheduler
+    from sweeps.execution.trial import report_of
+
+    config = tiny_sweep(search={"sampler": "grid", "early_stopping": "asha"})
+    rule = ChampionRule.of(config.champion, entry(0, 0.1))
+    known = [record(trial, entry(2, likeness)) for trial, likeness in [("a", 0.7), ("b", 0.8), ("c", 0.9)]]
+    scheduler = make_scheduler(config, known, rule)
+    assert scheduler.set_search_properties(None, None)
+    decisions = []
+    for likeness, alignment in [(0.2, 0.25), (0.95, 0.25), (0.95, 0.1)]:
+        newcomer = SimpleNamespace(trial_id=f"new {likeness} {alignment}")
+        scheduler.on_trial_add(None, newcomer)
+        so_far = report_of(record("new", entry(2, likeness, alignment)), rule)
+        decisions.append(scheduler.on_trial_result(None, newcomer, so_far))
+    assert decisions == ["STOP", "CONTINUE", "STOP"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_sweep_with_what_to_do_next(tmp_path: Path, number: signal.Signals) -> None:
+    """A preemption or Ctrl-C is an interruption that says so, and the process's own handlers come back after it."""
+    from sweeps.execution.session import SweepInterrupted, ending_on_signals
+
+    before = signal.getsignal(number)
+    with pytest.raises(SweepInterrupted, match="the same command again"), ending_on_signals(RunFolder(tmp_path)):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before

@@ -1,0 +1,281 @@
+"""One trial in this process, with real tiny models and no Ray session: what it writes, and how it goes on.
+
+pytest tests/sweeps/test_trial.py     about 20 seconds
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from evaluation.face import References
+from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.execution.cluster import TrialResources
+from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import photos_key, trial_id
+from sweeps.ledger.records import TrialRecord
+from tests.sweeps.tiny_sweep import write_sweep
+from training.checkpoint import STATE_FILE
+from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
+
+TRIAL = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_size=1)
+
+
+def key_of(config: SweepConfig) -> str:
+    return photos_key(config.subject, config.evaluation.face.references)
+
+
+def prepare(config: SweepConfig, folder: RunFolder) -> None:
+    """The once-a-sweep stages, as the driver asks for them."""
+    prepare_subject(config.subject, config.evaluation.face, folder)
+    list(prepare_run(Preparation.of(config, folder, "cpu")))
+
+
+def task_in(folder: RunFolder) -> TrialTask:
+    """What the driver would give a trial of this folder's sweep."""
+    return TrialTask.of(load_sweep(folder.sweep_file), folder, TrialResources(cpus=1, gpus=0, at_once=1))
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_sweep: Callable[..., SweepConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything that trials share; to be copied."""
+    config = tiny_sweep()
+    folder = RunFolder(tmp_path_factory.mktemp("prepared") / "run")
+    folder.write_sweep(resolved_yaml(config))
+    prepare(config, folder)
+    return folder.dir
+
+
+def test_pictures_are_compared_with_the_references_that_are_given(
+    tiny_mapping: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    """With `evaluation.face.references` the trials' own photos are none of what likeness is measured against."""
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    first, second = sorted(file for file in photos.iterdir() if file.suffix == ".png")[:2]
+    Image.open(first).rotate(90).save(held_out / "other.png")
+    evaluation = {**tiny_mapping["evaluation"]}
+    evaluation["face"] = {**evaluation["face"], "references": "held_out"}
+    sweep = write_sweep(tmp_path / "sweep.yaml", {**tiny_mapping, "evaluation": evaluation})
+    config, folder = load_sweep(sweep), RunFolder(tmp_path / "run")
+    prepare_subject(config.subject, config.evaluation.face, folder)
+    assert References.load(folder.reference_file).used == ("other.png",)
+    before = key_of(config)
+    shutil.copy(second, held_out)
+    assert key_of(config) != before
+    moved = config.subject.model_copy(update={"photos": held_out})
+    alone = config.evaluation.model_copy(
+        update={"face": config.evaluation.face.model_copy(update={"references": None})}
+    )
+    split = config.model_copy(update={"subject": moved})
+    assert key_of(split) != key_of(split.model_copy(update={"evaluation": alone}))
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> RunFolder:
+    shutil.copytree(prepared, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def begin(folder: RunFolder, config: MethodConfig = TRIAL) -> SweepTrial:
+    """A worker takes the trial up, as Ray would let it."""
+    trial = trial_id(config)
+    if folder.read(trial) is None:
+        folder.write(
+            TrialRecord(
+                trial=trial,
+                method=config.method,
+                status="running",
+                config=config.model_dump(mode="json"),
+            )
+        )
+    return SweepTrial({"trial": trial, "task": task_in(folder)})
+
+
+def read(folder: RunFolder, config: MethodConfig = TRIAL) -> TrialRecord:
+    record = folder.read(trial_id(config))
+    assert record is not None
+    return record
+
+
+def outcome(record: TrialRecord) -> dict[str, Any]:
+    """All of a record but its clock and its history."""
+    dumped = record.model_dump(exclude={"seconds", "created", "started", "num_restarts"})
+    for checkpoint in dumped["checkpoints"]:
+        del checkpoint["seconds"], checkpoint["loss"]
+    return dumped
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialRecord:
+    """The record of a trial that nothing disturbed."""
+    shutil.copytree(prepared, run := tmp_path_factory.mktemp("whole") / "run")
+    worker = begin(RunFolder(run))
+    while not worker.step()["done"]:
+        pass
+    return read(RunFolder(run))
+
+
+def test_a_trial_writes_its_scores_before_it_reports_them(folder: RunFolder) -> None:
+    """After each step the ledger holds what Ray hears, pictures and weights lie there, and the end is the best."""
+    worker = begin(folder)
+    assert repr(worker) == "lora_r2_lr1e-3"
+    first = worker.step()
+    record = read(folder)
+    assert (record.status, [c.step for c in record.checkpoints]) == ("running", [2])
+    assert first["face_similarity"] == record.checkpoints[0].face_similarity
+    assert first["done"] is False
+    last = worker.step()
+    record = read(folder)
+    assert (record.status, [c.step for c in record.checkpoints]) == ("finished", [2, 4])
+    assert (last["done"], last["step"]) == (True, 4)
+    assert last["best_step"] in (2, 4)
+    for checkpoint in record.checkpoints:
+        assert checkpoint.checkpoint is not None
+        assert (folder.dir / checkpoint.checkpoint / "pytorch_lora_weights.safetensors").is_file()
+        assert not (folder.dir / checkpoint.checkpoint / STATE_FILE).exists()
+        assert len(list((folder.dir / checkpoint.images).glob("*.png"))) == checkpoint.num_images == 2
+        assert checkpoint.loss is not None
+
+
+def test_every_metric_of_every_report_is_a_finite_number(folder: RunFolder) -> None:
+    """Tune and Optuna trip over what is missing or not a number, so nothing ever is."""
+    worker = begin(folder)
+    for _ in range(2):
+        report = worker.step()
+        for name in ("face_similarity", "prompt_alignment", "champion_score", "num_images", "num_faces", "step"):
+            assert torch.isfinite(torch.tensor(float(report[name])))
+
+
+@pytest.mark.parametrize("lost", ["worker", "score", "score and resume state"])
+def test_another_worker_goes_on_and_gets_the_same(folder: RunFolder, uninterrupted: TrialRecord, lost: str) -> None:
+    """Whatever the first worker left, the second ends with the scores of a trial that nothing disturbed."""
+    begin(folder).step()
+    if lost != "worker":  # died between writing the checkpoint and writing its score
+        folder.write(read(folder).model_copy(update={"checkpoints": ()}))
+    if lost == "score and resume state":
+        (folder.checkpoint_dir(trial_id(TRIAL), 2) / STATE_FILE).unlink()
+    second = begin(folder)
+    while not second.step()["done"]:
+        pass
+    assert outcome(read(folder)) == outcome(uninterrupted)
+    assert read(folder).num_restarts == 1
+
+
+def test_a_damaged_checkpoint_is_trained_again(folder: RunFolder, uninterrupted: TrialRecord) -> None:
+    """A checkpoint that does not verify is neither scored nor resumed from."""
+    begin(folder).step()
+    weights = folder.checkpoint_dir(trial_id(TRIAL), 2) / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    folder.write(read(folder).model_copy(update={"checkpoints": ()}))
+    second = begin(folder)
+    while not second.step()["done"]:
+        pass
+    assert outcome(read(folder)) == outcome(uninterrupted)
+
+
+def test_a_trial_that_has_ended_is_not_run_again(folder: RunFolder) -> None:
+    """A worker that comes too late reports the end and touches nothing."""
+    worker = begin(folder)
+    while not worker.step()["done"]:
+        pass
+    before = folder.trial_file(trial_id(TRIAL)).stat().st_mtime_ns
+    late = begin(folder).step()
+    assert late["done"] is True
+    assert folder.trial_file(trial_id(TRIAL)).stat().st_mtime_ns == before
+
+
+def test_a_failure_by_its_settings_is_recorded_with_its_reason(folder: RunFolder) -> None:
+    """A rate that makes the weights run away ends the trial, not the sweep, and reports finite floor scores."""
+    config = DreamBoothConfig(learning_rate=1.0, max_train_steps=30, train_batch_size=1, adam_beta2=0.0)
+    worker = begin(folder, config)
+    report: dict[str, Any] = {"done": False}
+    while not report["done"]:
+        report = worker.step()
+    record = read(folder, config)
+    assert (record.status, record.fault) == ("failed", "trial")
+    assert record.reason is not None
+    assert "not finite" in record.reason or "ran away" in record.reason
+    assert report["failed"] is True
+    assert torch.isfinite(torch.tensor([report["face_similarity"], report["prompt_alignment"]])).all()
+
+
+def test_preparing_again_changes_nothing(prepared: Path, tiny_sweep: Callable[..., SweepConfig]) -> None:
+    """Latents and the base model's scores are made once a sweep."""
+    files = {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()}
+    config, folder = tiny_sweep(), RunFolder(prepared)
+    prepare_subject(config.subject, config.evaluation.face, folder)
+    stages = list(prepare_run(Preparation.of(config, folder, "cpu")))
+    assert stages == ["checking the models", "encoding the photos"]
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("section", "claim"),
+    [("base_model", "base model"), ("face", "face encoder"), ("clip", "clip model"), ("fp16", "fp16 needs a GPU")],
+)
+def test_other_models_are_refused_in_the_same_run_folder(
+    folder: RunFolder, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, section: str, claim: str
+) -> None:
+    """Scores of different base models or judges never meet in one table, wherever the models lie."""
+    changed = models_elsewhere(tiny_sweep(), tmp_path, other=section)
+    if section == "fp16":
+        changed = tiny_sweep(methods={"lora": {"mixed_precision": "fp16", "max_train_steps": 4}})
+    with pytest.raises(ValueError, match=claim):
+        prepare(changed, folder)
+    prepare(models_elsewhere(tiny_sweep(), tmp_path / "moved", other=None), folder)
+
+
+def models_elsewhere(config: SweepConfig, to: Path, other: str | None) -> SweepConfig:
+    """The same sweep with copies of its models, one of them with other weights."""
+    clip = config.evaluation.clip.model.removeprefix("local-dir:")
+    sources = {"base_model": config.base_model, "face": config.evaluation.face.encoder, "clip": clip}
+    copies = {name: to / name / Path(source).name for name, source in sources.items()}
+    for name, source in sources.items():
+        shutil.copytree(source, copies[name])
+        if name == other:
+            weights = max(copies[name].rglob("*.safetensors"))
+            save_file({key: tensor * 1.5 for key, tensor in load_file(weights).items()}, weights)
+    mapping = config.model_dump(mode="json")
+    mapping["base_model"] = str(copies["base_model"])
+    mapping["evaluation"]["face"]["encoder"] = str(copies["face"])
+    mapping["evaluation"]["clip"]["model"] = f"local-dir:{copies['clip']}"
+    return SweepConfig.model_validate(mapping)
+
+
+def test_the_base_models_row_is_the_zero_line(prepared: Path) -> None:
+    """Step 0, no checkpoint, the trials' own prompts and seeds."""
+    base = RunFolder(prepared).base()
+    assert base is not None
+    (entry,) = base.checkpoints
+    assert (base.method, entry.step, entry.checkpoint, entry.num_images) == ("base", 0, None, 2)
+    assert len(list((prepared / entry.images).glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("subject", "token"),
+    [
+        ({"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "a photo of ohwx ada", "class_prompt": "a photo of a woman"}, "ohwx ada"),
+        ({"instance_prompt": "a photo of sks woman"}, "sks"),
+        ({"instance_prompt": "a photo of a woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "zwx", "rare_token": "zwx"}, "zwx"),
+    ],
+)
+def test_the_rare_token_is_what_the_class_prompt_lacks(subject: dict[str, str], token: str) -> None:
+    """CLIP is not asked about words that only the fine-tune knows."""
+    assert rare_token(SubjectConfig(photos=Path("photos"), **subject)) == token
+
+
+def test_both_methods_are_known() -> None:
+    """Every method of the training room can be swept."""
+    assert set(METHODS) == {"lora", "dreambooth"}

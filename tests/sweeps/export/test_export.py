@@ -1,0 +1,394 @@
+"""Laws of the exported files: plain diffusers makes the checkpoint's pictures from every format. About a minute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from sweeps.export.export import MARKER, WRITERS, export_checkpoint
+from sweeps.export.layouts import original_layout
+from sweeps.export.model_card import base_model_licence
+from tests.sweeps.fake_run import entry, write_sweep, write_trial
+from training.checkpoint import load_pipeline, open_checkpoint, save_checkpoint
+from training.config import DreamBoothConfig, LoraConfig
+from training.methods import copy_for_training
+
+PROMPT = "a photo of sks woman"
+TOLERANCE = 1e-4
+"""Largest difference of a picture's values in [0, 1]: merging a LoRA rounds its weights once in float32."""
+
+LORA_CONFIGS = {
+    "lora_both": LoraConfig(rank=3, lora_alpha=6, learning_rate=1e-3, train_text_encoder=True, seed=1),
+    "lora_unet": LoraConfig(rank=2, learning_rate=1e-4),
+}
+FULL_CONFIGS = {
+    "full_both": DreamBoothConfig(learning_rate=1e-6, train_text_encoder=True),
+    "full_unet": DreamBoothConfig(learning_rate=2e-6),
+}
+CONFIGS = {**LORA_CONFIGS, **FULL_CONFIGS}
+WEIGHTLESS = {".json", ".md", ".txt"}
+
+
+def write_checkpoint(trial_dir: Path, config: LoraConfig | DreamBoothConfig, base_model: str) -> None:
+    """A checkpoint as training writes it, its weights moved away from the base model's without training."""
+    modules = copy_for_training(config, base_model, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in modules.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    save_checkpoint(trial_dir, config, modules, 4, base_model, {})
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two LoRAs and two full fine-tunes of the tiny base model; `lora_both` is the champion."""
+    run = tmp_path_factory.mktemp("runs") / "ada"
+    write_sweep(run, "ada", [PROMPT], 8, [4])
+    settings = yaml.safe_load((run / "sweep.yaml").read_text())
+    (run / "sweep.yaml").write_text(yaml.safe_dump({**settings, "base_model": tiny_base}))
+    zero = entry(0, 0.1, trial="base", spread=0.01)
+    write_trial(run, {"trial": "base", "method": "base", "status": "finished", "config": {}}, [zero])
+    for i, (trial, config) in enumerate(CONFIGS.items()):
+        write_checkpoint(run / "trials" / trial, config, tiny_base)
+        write_trial(
+            run,
+            {
+                "trial": trial,
+                "method": config.method,
+                "status": "finished",
+                "config": config.model_dump(),
+                "created": "2026-01-02T03:04:05+00:00",
+            },
+            [entry(4, 0.8 - 0.1 * i, trial=trial, spread=0.02)],
+        )
+    return run
+
+
+def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np", height=64, width=64
+    ).images
+    return np.asarray(images[0])
+
+
+@pytest.fixture(scope="module")
+def wanted(run_dir: Path, tiny_base: str) -> dict[str, np.ndarray]:
+    """Each checkpoint's picture, and the base model's."""
+    folders = {trial: run_dir / "trials" / trial / "checkpoint-4" for trial in CONFIGS}
+    pictures = {
+        trial: picture(load_pipeline(open_checkpoint(folder, tiny_base), tiny_base, device="cpu", dtype=torch.float32))
+        for trial, folder in folders.items()
+    }
+    return {**pictures, "base": picture(load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32))}
+
+
+def reload(kind: str, folder: Path, base: str) -> StableDiffusionPipeline:
+    """The exported model as its users load it: with nothing of ours."""
+    if kind == "diffusers":
+        return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    (weights,) = folder.glob("*.safetensors")
+    if kind == "checkpoint":
+        return StableDiffusionPipeline.from_single_file(
+            str(weights), config=base, local_files_only=True, safety_checker=None
+        )
+    pipeline = StableDiffusionPipeline.from_pretrained(base, local_files_only=True, safety_checker=None)
+    pipeline.load_lora_weights(str(folder), weight_name=weights.name)
+    return pipeline
+
+
+CASES = [
+    *((trial, kind) for trial in LORA_CONFIGS for kind in WRITERS),
+    *((trial, kind) for trial in FULL_CONFIGS for kind in ("diffusers", "checkpoint")),
+]
+
+
+@pytest.mark.parametrize(("trial", "kind"), CASES)
+def test_every_format_reloads_to_the_checkpoint_s_pictures(
+    run_dir: Path, tiny_base: str, wanted: dict[str, np.ndarray], tmp_path: Path, trial: str, kind: str
+) -> None:
+    """Written by us, loaded by plain diffusers: the same picture, which is not the base model's."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format=kind)
+    got = picture(reload(kind, folder, tiny_base))
+    assert np.abs(got - wanted[trial]).max() < TOLERANCE
+    assert np.abs(got - wanted["base"]).max() > 100 * TOLERANCE
+
+
+def test_export_leaves_the_cached_base_model_as_it_was(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+    """Merging a LoRA happens in a copy."""
+    from training.stable_diffusion import load_base_model
+
+    before = {key: value.clone() for key, value in load_base_model(tiny_base).unet.state_dict().items()}
+    export_checkpoint(run_dir, tmp_path / "out")
+    after = load_base_model(tiny_base).unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def kohya_names(module: nn.Module, prefix: str, root: str, containers: set[str], endings: tuple[str, ...]) -> set[str]:
+    """Kohya's rule: every linear layer inside a container class is called prefix, container path, layer path."""
+    names = set()
+    for path, container in module.named_modules():
+        if type(container).__name__ in containers:
+            for inner, layer in container.named_modules():
+                if isinstance(layer, nn.Linear) and inner.endswith(endings):
+                    names.add(".".join([prefix, *([root] if root else []), path, inner]).replace(".", "_"))
+    return names
+
+
+def test_kohya_keys_are_those_of_kohya_s_own_network(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+    """Module names by kohya's rule, three tensors each, alpha a float scalar of its own, not the rank."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial="lora_both", format="kohya")
+    tensors = load_file(folder / "ada.safetensors")
+    base = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True)
+    attention = ("to_q", "to_k", "to_v", "to_out.0")
+    expected = kohya_names(base.unet, "lora_unet", "", {"Transformer2DModel"}, attention) | kohya_names(
+        base.text_encoder, "lora_te", "text_model", {"CLIPAttention"}, ("q_proj", "k_proj", "v_proj", "out_proj")
+    )
+    assert {key.split(".", 1)[0] for key in tensors} == expected
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in tensors
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_up.weight" in tensors
+    assert {key.split(".", 1)[1] for key in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    for key, tensor in tensors.items():
+        if key.endswith(".alpha"):
+            assert (tensor.dtype, tensor.shape, float(tensor)) == (torch.float32, (), 6.0)
+        else:
+            assert tensor.dtype == torch.float32
+            assert 3 in tensor.shape
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(str(path), framework="np") as stored:
+        return dict(stored.metadata() or {})
+
+
+def test_kohya_metadata_says_what_a1111_shows(run_dir: Path, tmp_path: Path) -> None:
+    """Rank, alpha, module, learning rate, steps, seed, base model and trigger words, all text."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial="lora_both", format="kohya")
+    metadata = metadata_of(folder / "ada.safetensors")
+    expected = {
+        "ss_network_dim": "3",
+        "ss_network_alpha": "6.0",
+        "ss_network_module": "networks.lora",
+        "ss_learning_rate": "0.001",
+        "ss_steps": "4",
+        "ss_seed": "1",
+        "ss_sd_model_name": "tiny-sd",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.trigger_phrase": "sks",
+        "modelspec.date": "2026-01-02T03:04:05+00:00",
+    }
+    assert expected.items() <= metadata.items()
+    assert json.loads(metadata["ss_tag_frequency"])["photos"].keys() == {PROMPT}
+    assert len(metadata["sshs_model_hash"]) == 64
+
+
+def test_lora_file_keeps_its_adapter_metadata(run_dir: Path, tmp_path: Path) -> None:
+    """Without it alpha comes back as the rank; the text encoder's keys are those of transformers 4 too."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial="lora_both", format="lora")
+    path = folder / "pytorch_lora_weights.safetensors"
+    assert json.loads(metadata_of(path)["lora_adapter_metadata"])["unet.lora_alpha"] == 6
+    text_keys = [key for key in load_file(path) if key.startswith("text_encoder.")]
+    assert text_keys
+    assert all(key.startswith("text_encoder.text_model.encoder.") for key in text_keys)
+
+
+def test_pipeline_folder_reads_in_transformers_4_too(run_dir: Path, tmp_path: Path) -> None:
+    """There a text encoder without `text_model.` in its names would silently start from random weights."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", format="diffusers")
+    assert all(key.startswith("text_model.") for key in load_file(folder / "text_encoder" / "model.safetensors"))
+
+
+def test_single_file_has_the_original_layout(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+    """Names that every loader looks for, the VAE's attention as convolutions, no weight lost or doubled."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial="full_both", format="checkpoint")
+    tensors = load_file(folder / "ada.safetensors")
+    for key in (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.input_blocks.3.0.op.weight",
+        "model.diffusion_model.input_blocks.7.0.skip_connection.weight",
+        "model.diffusion_model.middle_block.1.proj_in.weight",
+        "model.diffusion_model.output_blocks.2.1.conv.weight",
+        "model.diffusion_model.output_blocks.5.2.conv.weight",
+        "model.diffusion_model.output_blocks.11.0.out_layers.3.weight",
+        "model.diffusion_model.time_embed.2.bias",
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.decoder.up.1.block.0.nin_shortcut.weight",
+        "first_stage_model.decoder.up.3.upsample.conv.weight",
+        "first_stage_model.encoder.down.0.downsample.conv.weight",
+        "first_stage_model.quant_conv.weight",
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    ):
+        assert key in tensors
+    assert tensors["first_stage_model.encoder.mid.attn_1.q.weight"].ndim == 4
+    pipeline = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert len(tensors) == sum(len(part.state_dict()) for part in parts)
+    assert sum(t.numel() for t in tensors.values()) == sum(t.numel() for p in parts for t in p.state_dict().values())
+
+
+def test_a_weight_without_a_place_in_the_original_layout_is_refused(tiny_base: str) -> None:
+    """Better no file than one with a weight under a name that nobody reads."""
+    pipeline = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    pipeline.unet.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"no place for the weight extra\.weight"):
+        original_layout(pipeline)
+
+
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_the_card_says_what_it_is_and_how_good(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    """Base, method, settings, scores with intervals, champion rule, trigger words, licence, how to load."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", format=kind)
+    text = (folder / "README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["base_model"] == "tiny-sd"
+    assert "lora" in header["tags"]
+    for part in (
+        "A LoRA of rank 3 of tiny-sd",
+        "4 steps",
+        "`sks`",
+        "0.800 [0.78",
+        "base model | 0.100",
+        "champion. Rule: the highest face similarity among checkpoints",
+        "lora_alpha: 6.0",
+        "look the licence up",
+        "vggface2",
+        "```python",
+    ):
+        assert part in text
+    marker = json.loads((folder / MARKER).read_text())
+    assert (marker["trial"], marker["step"], marker["format"], marker["champion"]) == ("lora_both", 4, kind, True)
+
+
+def test_a_trial_that_is_not_the_champion_does_not_claim_to_be(run_dir: Path, tmp_path: Path) -> None:
+    """Its card names the champion."""
+    text = (export_checkpoint(run_dir, tmp_path / "out", trial="full_unet") / "README.md").read_text()
+    assert "The sweep's champion is trial lora_both, step 4" in text
+    assert "A full DreamBooth fine-tune of tiny-sd" in text
+
+
+@pytest.mark.parametrize(("trial", "kind"), [("lora_both", kind) for kind in WRITERS] + [("full_both", "diffusers")])
+def test_no_path_of_this_machine_leaves_with_the_export(
+    run_dir: Path, tiny_base: str, tmp_path: Path, trial: str, kind: str
+) -> None:
+    """Neither the run's folder nor the base model's is named in any exported byte."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format=kind)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        for private in (str(Path(tiny_base).parent), str(run_dir), str(tmp_path)):
+            assert private.encode() not in content, path
+
+
+def test_licence_comes_from_the_base_model_s_card_or_metadata(tmp_path: Path) -> None:
+    """`license`, or `license_name` where that is `other`; nothing is guessed."""
+    card = tmp_path / "README.md"
+    assert base_model_licence(str(tmp_path)) is None
+    card.write_text("---\nlicense: creativeml-openrail-m\n---\n# A model\n")
+    assert base_model_licence(str(tmp_path)) == "creativeml-openrail-m"
+    card.write_text("---\nlicense: other\nlicense_name: my-licence\n---\n")
+    assert base_model_licence(str(tmp_path)) == "my-licence"
+    for broken in ("no header", "---\n: [\n---\n", "---\n- a list\n---\n"):
+        card.write_text(broken)
+        assert base_model_licence(str(tmp_path)) is None
+    assert base_model_licence("nobody/has-cached-this") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "law"),
+    [
+        ({"trial": "full_both", "format": "lora"}, "use diffusers or checkpoint"),
+        ({"trial": "full_both", "format": "kohya"}, "use diffusers or checkpoint"),
+        ({"format": "onnx"}, "must be one of diffusers, lora, kohya, checkpoint"),
+        ({"trial": "nobody"}, "is not in this run"),
+        ({"trial": "base"}, "untouched base model"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_words(
+    run_dir: Path, tmp_path: Path, options: dict[str, Any], law: str
+) -> None:
+    """Nothing is written then."""
+    with pytest.raises(ValueError, match=law):
+        export_checkpoint(run_dir, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_replaces_an_export_and_nothing_else(run_dir: Path, tmp_path: Path) -> None:
+    """A folder with anything foreign in it stays as it is."""
+    dest = export_checkpoint(run_dir, tmp_path / "out", format="lora")
+    export_checkpoint(run_dir, dest, format="kohya")
+    assert not (dest / "pytorch_lora_weights.safetensors").exists()
+    (dest / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found mine\.txt"):
+        export_checkpoint(run_dir, dest, format="lora")
+    assert (dest / "ada.safetensors").exists()
+    for taken in (tmp_path / "file", tmp_path / "model.safetensors"):
+        taken.write_text("x")
+        with pytest.raises(ValueError, match="DEST"):
+            export_checkpoint(run_dir, taken)
+    with pytest.raises(ValueError, match="DEST must be empty"):
+        export_checkpoint(run_dir, run_dir)
+
+
+@pytest.fixture
+def broken_run(run_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """The run with a checkpoint that can be damaged: same settings, one LoRA of its own."""
+    run = tmp_path / "run"
+    (run / "trials").mkdir(parents=True)
+    (run / "sweep.yaml").write_text((run_dir / "sweep.yaml").read_text())
+    for trial in ("base", "lora_unet"):
+        (run / "trials" / trial).mkdir()
+        (run / "trials" / trial / "trial.json").write_text((run_dir / "trials" / trial / "trial.json").read_text())
+    source, target = (folder / "trials" / "lora_unet" / "checkpoint-4" for folder in (run_dir, run))
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return run
+
+
+def test_a_damaged_checkpoint_is_refused_and_leaves_no_half_export(broken_run: Path, tmp_path: Path) -> None:
+    """A flipped byte in the weights is found before anything is written."""
+    weights = broken_run / "trials" / "lora_unet" / "checkpoint-4" / "pytorch_lora_weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="not whole"):
+        export_checkpoint(broken_run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "trials/../../elsewhere"])
+def test_a_checkpoint_outside_the_run_folder_is_refused(broken_run: Path, tmp_path: Path, path: str) -> None:
+    """trial.json may come from somebody else."""
+    file = broken_run / "trials" / "lora_unet" / "trial.json"
+    content = json.loads(file.read_text())
+    content["checkpoints"][0]["checkpoint"] = path
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="inside the run folder"):
+        export_checkpoint(broken_run, tmp_path / "out")
+
+
+def test_without_a_champion_a_trial_must_be_named(broken_run: Path, tmp_path: Path) -> None:
+    """The message says why there is none; the named trial is exported."""
+    file = broken_run / "trials" / "lora_unet" / "trial.json"
+    content = json.loads(file.read_text())
+    content["checkpoints"][0]["prompt_alignment"] = 0.01
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"needs a prompt alignment of at least .* --trial"):
+        export_checkpoint(broken_run, tmp_path / "out")
+    text = (export_checkpoint(broken_run, tmp_path / "out", trial="lora_unet", format="lora") / "README.md").read_text()
+    assert "The sweep's champion is none" in text

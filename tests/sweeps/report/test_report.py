@@ -1,0 +1,275 @@
+"""Laws of report.html: self-contained, safe, honest, and there whatever state the run is in. About ten seconds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from sweeps.report import page as report
+from sweeps.report.page import (
+    BarScale,
+    data_uri,
+    interval_text,
+    write_report,
+)
+from sweeps.report.plots import curves_over_steps, likeness_by_setting
+from sweeps.results.rows import read_results
+from sweeps.wording import score_text
+from tests.sweeps.fake_run import PROMPTS, build_run
+
+HOSTILE = '<script>alert("x")</script><img src=//evil.example/x onerror=alert(1)>'
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text of scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._in_script = False
+        self.feed(self.html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the tag."""
+        self.tags.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 -- the base class's signature
+        """Scripts hold no tags, so any end ends one."""
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        """Keep what is read as text apart from what is run."""
+        if self._in_script:
+            self.scripts.append(data)
+        else:
+            self.text += data
+
+    @property
+    def images(self) -> list[str]:
+        """Addresses of all pictures."""
+        return [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
+
+    @property
+    def headings(self) -> list[str]:
+        """Section headings in their order."""
+        return re.findall(r"<h2>(.*?)</h2>", self.html)
+
+
+def page_of(run_dir: Path) -> Page:
+    return Page(write_report(run_dir))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A finished sweep with one failed trial."""
+    return page_of(build_run(tmp_path_factory.mktemp("runs") / "ada", num_trials=7, num_failed=1))
+
+
+def test_the_page_asks_the_network_for_nothing(page: Page) -> None:
+    """No address but data and fragments in any attribute, and a policy that forbids the rest."""
+    links = [
+        v for _, attrs in page.tags for k, v in attrs.items() if k in {"src", "href", "xlink:href", "action"} and v
+    ]
+    assert links
+    assert {urlsplit(link).scheme or link[0] for link in links} <= {"data", "#"}
+    assert not re.search(r"url\((?!#)", page.html)
+    assert "@import" not in page.html
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_the_only_script_is_ours_and_the_policy_names_its_hash(page: Page) -> None:
+    """A policy that does not fit the script would switch sorting off."""
+    assert len(page.scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.html
+    assert "script-src 'sha256-" in page.html
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+def test_it_says_the_verdict_first_and_the_rest_in_order(page: Page) -> None:
+    """Verdict, leaderboard, plots, pictures, renders, failures, settings."""
+    assert page.headings == [
+        "Leaderboard",
+        "Likeness against prompt alignment",
+        "Over training steps",
+        "Rank and learning rate",
+        "The same prompt and starting noise",
+        "ControlNet renders",
+        "Failed trials",
+        "What the numbers rest on",
+    ]
+    assert page.html.index('class="verdict') < page.html.index("<h2>")
+    assert page.html.count("<svg") == 3
+
+
+def test_it_shows_the_champion_its_rule_its_numbers_and_the_zero_line(tmp_path: Path) -> None:
+    """What `show` names is what the page names."""
+    build_run(tmp_path, num_trials=5)
+    page, verdict = page_of(tmp_path), read_results(tmp_path).champion
+    assert verdict.row is not None
+    text = " ".join(page.text.split())
+    for part in (verdict.row.trial, verdict.rule, verdict.reason, score_text(verdict.row.face_similarity)):
+        assert part in text
+    assert interval_text(verdict.row.face_similarity_interval) in text
+    assert "base model" in text
+    assert (tmp_path / "results.csv").is_file()
+
+
+def test_settings_encoders_scale_and_versions_are_printed(page: Page) -> None:
+    """A number without its encoder and scale cannot be compared."""
+    for part in ("vggface2", "ViT-B-32 laion2b_s34b_b79k", "raw cosine", "2.14.1", *PROMPTS):
+        assert part in page.text
+
+
+def test_failed_trials_are_listed_with_their_reasons(page: Page) -> None:
+    """A failure is a result."""
+    assert "the loss is not finite at step 37" in page.text
+
+
+def test_prompts_and_reasons_are_text_never_markup(tmp_path: Path) -> None:
+    """A hostile prompt, reason, status line and file name stay letters."""
+    build_run(tmp_path, num_trials=4, num_failed=1, prompts=[HOSTILE, "$\\frac{1}{0}$"])
+    for file in sorted(tmp_path.glob("trials/*/trial.json")):
+        content = json.loads(file.read_text())
+        if content["status"] == "failed":
+            content["reason"] = HOSTILE
+        file.write_text(json.dumps(content))
+        if content["method"] == "dreambooth" or content["config"].get("rank") == 16:
+            file.parent.rename(file.parent.with_name(f"{content['config'].get('rank')}&<b id=evil>'\""))
+    page = page_of(tmp_path)
+    assert page.text.count("onerror=alert(1)>") >= 3
+    assert len(page.scripts) == 1
+    assert "evil.example" not in " ".join(v or "" for tag, a in page.tags for k, v in a.items() if k != "alt")
+    assert "16&<b id=evil>'\"" in page.text
+    assert not [attrs for _, attrs in page.tags if attrs.get("id") == "evil"]
+
+
+def test_a_hostile_sweep_name_is_refused_as_settings_and_shown_as_text(tmp_path: Path) -> None:
+    """The page still comes, with the warning escaped."""
+    build_run(tmp_path / "run", num_trials=2, name=HOSTILE)
+    page = page_of(tmp_path / "run")
+    assert "What could not be read" in page.headings
+    assert len(page.scripts) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [
+        ({"num_trials": 0, "with_renders": False}, "No champion"),
+        ({"num_trials": 1, "with_renders": False}, "LoRA of rank 2"),
+        ({"num_trials": 2, "num_failed": 2}, "No champion"),
+        ({"num_trials": 4, "num_running": 3}, "LoRA of rank"),
+        ({"num_trials": 3, "with_base": False}, "No champion"),
+        ({"num_trials": 3, "at_steps": (100,)}, "rank"),
+        ({"num_trials": 4, "with_faces": False}, "not a finding"),
+        ({"num_trials": 4, "likeness": 0.0}, "not a finding"),
+        ({"num_trials": 4, "images_per_prompt": 1}, "not a finding"),
+    ],
+)
+def test_every_state_of_a_run_has_its_page(tmp_path: Path, options: dict[str, object], headline: str) -> None:
+    """Nothing finished, one trial, all failed, still running, no base model, no faces, no effect, few pictures."""
+    page = page_of(build_run(tmp_path, **options))  # type: ignore[arg-type]
+    assert headline in re.findall(r"<h1>(.*?)</h1>", page.html)[0]
+    assert "nan" not in page.text.lower().split()
+
+
+def test_missing_and_broken_pictures_leave_gaps(tmp_path: Path) -> None:
+    """A picture that is gone, truncated or no picture is said to be missing."""
+    build_run(tmp_path, num_trials=3, with_renders=False)
+    pictures = sorted(tmp_path.glob("trials/*/images-*/000-0.png"))
+    for i, picture in enumerate(pictures):
+        if i % 3 == 0:
+            picture.unlink()
+        else:
+            picture.write_bytes(picture.read_bytes()[: 40 if i % 3 == 1 else 4])
+    assert "no picture" in page_of(tmp_path).text
+
+
+def test_no_picture_is_read_from_outside_the_run(tmp_path: Path) -> None:
+    """A path in trial.json that leaves the folder shows nothing."""
+    build_run(tmp_path / "run", num_trials=1, with_renders=False)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(secret / "000-0.png")
+    wanted = data_uri(secret / "000-0.png", 256)
+    file = next(p for p in tmp_path.glob("run/trials/lora*/trial.json"))
+    content = json.loads(file.read_text())
+    for checkpoint in content["checkpoints"]:
+        checkpoint["images"] = "../secret"
+    file.write_text(json.dumps(content))
+    assert wanted
+    assert wanted not in page_of(tmp_path / "run").html
+
+
+def test_a_large_sweep_stays_a_page_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures stop at the budget, those of the first seed come first, and the page says what it left out."""
+    monkeypatch.setattr(report, "PICTURE_BUDGET_BYTES", 60_000)
+    page = page_of(build_run(tmp_path, num_trials=12, size=160, with_renders=False))
+    assert sum(len(uri) for uri in page.images) < 200_000
+    assert "too large" in page.text
+    assert page.images
+
+
+def test_inlined_pictures_are_small_and_carry_nothing_but_pixels(tmp_path: Path) -> None:
+    """Text chunks of a picture stay behind; its longer side is reduced."""
+    path = tmp_path / "x.png"
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a private prompt")
+    Image.effect_noise((600, 300), 60).save(path, pnginfo=info)
+    uri = data_uri(path, 256)
+    assert uri is not None
+    content = base64.b64decode(uri.partition(",")[2])
+    assert b"private" not in content
+    path.with_suffix(".jpg").write_bytes(content)
+    with Image.open(path.with_suffix(".jpg")) as reduced:
+        assert reduced.size == (256, 128)
+
+
+def test_a_bar_shows_a_value_by_its_place() -> None:
+    """In percent of the width."""
+    assert BarScale(0.0, 0.5).percent(0.25) == "50.0"
+
+
+def test_two_reports_of_one_run_are_equal_but_for_their_time(tmp_path: Path) -> None:
+    """Nothing random goes into the page."""
+    build_run(tmp_path, num_trials=3)
+    first, second = (re.sub(r"written [\d: -]+UTC", "", page_of(tmp_path).html) for _ in range(2))
+    assert first == second
+
+
+def test_no_id_stands_twice(page: Page) -> None:
+    """Three plots on one page do not take each other's clip paths."""
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_base_model_far_below_takes_no_room_from_the_trials(tmp_path: Path) -> None:
+    """Labels of what lies outside a plot are left out: they would squeeze the plot to fit."""
+    results = read_results(build_run(tmp_path))
+    rows = [
+        row.model_copy(update={"face_similarity": 0.05 if row.is_base else 0.85 + row.face_similarity / 100})
+        for row in results.rows
+    ]
+    best = [row.model_copy(update={"face_similarity_interval": None}) for row in rows if not row.is_base]
+    assert results.base is not None
+    alignment = results.base.prompt_alignment
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert likeness_by_setting(rows, best).count("base model") == 0
+        assert "limit" in curves_over_steps(rows, limit=alignment - 0.01)
+        assert "limit" not in curves_over_steps(rows, limit=alignment - 1.5)

@@ -1,0 +1,235 @@
+"""The searches: what they ask, what they learn, and that a cut search asks what an uncut one would.
+
+pytest tests/sweeps/search/test_search.py     a few seconds, no Ray session
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from ray.tune.search import Searcher
+
+from sweeps.config import SweepConfig, parse_sweep
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import config_hash
+from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
+from sweeps.search.listed import is_complete, listed_trials, num_planned
+from sweeps.search.searcher import LedgerSearcher
+from sweeps.search.study import StudySearch
+from sweeps.space import grid
+from training.config import LoraConfig, MethodConfig
+
+BASE_ALIGNMENT = 0.25
+
+
+def sweep(sampler: str, num_trials: int | None = 12, **methods: Any) -> SweepConfig:
+    methods = methods or {
+        "lora": {
+            "rank": {"choices": [2, 16, 128]},
+            "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+            "max_train_steps": 4,
+        },
+        "dreambooth": {"learning_rate": {"low": 1e-7, "high": 1e-5, "log": True}, "max_train_steps": 4},
+    }
+    return parse_sweep(
+        {
+            "name": "ada",
+            "base_model": "owner/model",
+            "subject": {"photos": "photos", "instance_prompt": "a photo of sks woman"},
+            "methods": methods,
+            "search": {"sampler": sampler, "num_trials": num_trials, "seed": 3},
+            "evaluation": {"prompts": ["sks woman"], "at_steps": [2, 4]},
+        }
+    )
+
+
+def scored(face_similarity: float, prompt_alignment: float, step: int = 4) -> ScoredCheckpoint:
+    return ScoredCheckpoint(
+        step=step,
+        checkpoint="c",
+        images="i",
+        face_similarity=face_similarity,
+        prompt_alignment=prompt_alignment,
+        num_images=1,
+        num_faces=1,
+    )
+
+
+def pretend(config: MethodConfig) -> ScoredCheckpoint:
+    """A landscape: likeness peaks at LoRA rates of 1e-3, alignment falls with the rate."""
+    distance = abs(math.log10(config.learning_rate) + 3)
+    likeness = 0.8 - 0.2 * distance + (0.05 if isinstance(config, LoraConfig) and config.rank == 16 else 0)
+    return scored(likeness, BASE_ALIGNMENT - 10 * config.learning_rate)
+
+
+def new_folder(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    base = TrialRecord(
+        trial="base",
+        method="base",
+        status="finished",
+        config={},
+        checkpoints=(scored(0.1, BASE_ALIGNMENT, step=0),),
+    )
+    folder.write(base)
+    return folder
+
+
+def searcher_over(config: SweepConfig, folder: RunFolder, at_once: int = 100) -> LedgerSearcher:
+    return LedgerSearcher(config, folder, {}, at_once=at_once, changed=lambda _: None)
+
+
+def finish(folder: RunFolder, trial: str) -> TrialRecord:
+    record = folder.read(trial)
+    assert record is not None
+    done = record.model_copy(update={"status": "finished", "checkpoints": (pretend(record.method_config),)})
+    folder.write(done)
+    return done
+
+
+def drive(config: SweepConfig, folder: RunFolder, ends: int | None = None) -> list[str]:
+    """Play Ray, one trial at a time, until the searcher has no more or `ends` trials have ended; the trials served."""
+    searcher = searcher_over(config, folder)
+    served: list[str] = []
+    while ends is None or len(served) < ends:
+        tune_id = f"tune{len(served)}"
+        suggestion = searcher.suggest(tune_id)
+        if suggestion == Searcher.FINISHED:
+            break
+        assert isinstance(suggestion, dict)
+        served.append(suggestion["trial"])
+        finish(folder, suggestion["trial"])
+        searcher.on_trial_complete(tune_id, result={})
+    if isinstance(searcher.search, StudySearch):
+        states = {trial.state for trial in searcher.search.study.trials}
+        assert optuna.trial.TrialState.RUNNING not in states
+    return served
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("killed_after", [1, 5, 9])
+def test_a_cut_search_asks_what_an_uncut_one_asks(sampler: str, killed_after: int, tmp_path: Path) -> None:
+    """A new driver that rebuilds the search from the ledger goes on with the very same trials."""
+    config = sweep(sampler)
+    whole = drive(config, new_folder(tmp_path / "whole"))
+    cut = new_folder(tmp_path / "cut")
+    first = drive(config, cut, ends=killed_after)
+    second = drive(config, cut)
+    assert first + second == whole
+    assert len(whole) == 12
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
+def test_what_was_begun_is_served_first_and_nothing_twice(sampler: str, tmp_path: Path) -> None:
+    """After a kill the trials in progress come first, in their order; an ended one never comes again."""
+    config = sweep(sampler, num_trials=6, lora={"rank": {"choices": [1, 2, 3, 4, 5, 6]}, "max_train_steps": 4})
+    folder = new_folder(tmp_path)
+    searcher = searcher_over(config, folder)
+    begun = [searcher.suggest(f"tune{i}")["trial"] for i in range(3)]  # type: ignore[index]
+    finish(folder, begun[1])
+    again = drive(config, folder)
+    assert again[:2] == [begun[0], begun[2]]
+    assert begun[1] not in again
+    assert len({*begun, *again}) == 6
+    assert is_complete(config, folder)
+
+
+def test_a_grid_is_run_whole(tmp_path: Path) -> None:
+    """All combinations, each once, whatever was done before."""
+    config = sweep(
+        "grid", None, lora={"rank": {"choices": [2, 4]}, "seed": {"choices": [0, 1, 2]}, "max_train_steps": 4}
+    )
+    folder = new_folder(tmp_path)
+    served = drive(config, folder, ends=2) + drive(config, folder)
+    wanted = {config_hash(trial) for trial in grid(config.methods, [2, 4])}
+    assert {config_hash(record.method_config) for record in folder.trials()} == wanted
+    assert len(served) == len(set(served)) == 6
+
+
+def test_more_trials_extend_a_random_list() -> None:
+    """Raising num_trials keeps the trials there were."""
+    few, many = listed_trials(sweep("random", 5)), listed_trials(sweep("random", 9))
+    assert many[:5] == few
+    assert len({config_hash(trial) for trial in many}) == 9
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_small_space_is_used_up_without_repeats(sampler: str, tmp_path: Path) -> None:
+    """Suggestions that are known are not run again, and the search ends when the space does."""
+    config = sweep(
+        sampler, 50, lora={"rank": {"choices": [1, 2, 3]}, "seed": {"choices": [0, 1]}, "max_train_steps": 4}
+    )
+    assert num_planned(config) == 6
+    served = drive(config, new_folder(tmp_path))
+    assert len(served) == len(set(served)) == 6
+
+
+def test_tpe_learns_the_champions_rule(tmp_path: Path) -> None:
+    """It goes where likeness is high, but not where prompts are no longer followed."""
+    config = sweep("tpe", 40, lora={"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}, "max_train_steps": 4})
+    folder = new_folder(tmp_path)
+    drive(config, folder)
+    late = [record.method_config.learning_rate for record in folder.trials() if record.number >= 20]
+    highest_that_follows = config.champion.prompt_alignment_margin / 10  # see `pretend`
+    by_chance = 0.2  # of the range's four decades
+    assert sum(3e-4 < rate <= highest_that_follows for rate in late) >= 2 * by_chance * len(late)
+
+
+def test_nsga2_hears_both_scores_and_mixes_both_methods_genes(tmp_path: Path) -> None:
+    """Two objectives reach the study, and later generations inherit values instead of drawing them anew."""
+    config = sweep("nsga2", 24)
+    folder = new_folder(tmp_path)
+    searcher = searcher_over(config, folder)
+    for i in range(24):
+        suggestion = searcher.suggest(f"tune{i}")
+        assert isinstance(suggestion, dict)
+        finish(folder, suggestion["trial"])
+        searcher.on_trial_complete(f"tune{i}")
+    assert isinstance(searcher.search, StudySearch)
+    trials = searcher.search.study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert all(len(trial.values) == 2 for trial in trials)
+    rates = [trial.params["lora/learning_rate"] for trial in trials]
+    assert len(set(rates)) < len(rates)
+
+
+def test_every_end_closes_its_question(tmp_path: Path) -> None:
+    """Finished, failed by its settings, lost with its machine, stopped without a score: none stays open in Optuna."""
+    config = sweep("tpe", 4)
+    folder = new_folder(tmp_path)
+    searcher = searcher_over(config, folder)
+    suggestions = [searcher.suggest(f"tune{i}") for i in range(4)]
+    trials = [suggestion["trial"] for suggestion in suggestions]  # type: ignore[index]
+    finish(folder, trials[0])
+    for trial, status, fault in [(trials[1], "failed", "trial"), (trials[2], "failed", "machine")]:
+        record = folder.read(trial)
+        assert record is not None
+        folder.write(record.model_copy(update={"status": status, "fault": fault}))
+    for i in range(4):
+        searcher.on_trial_complete(f"tune{i}", error=i == 2)
+    assert isinstance(searcher.search, StudySearch)
+    states = [trial.state.name for trial in searcher.search.study.trials]
+    assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]
+    assert searcher.search.study.trials[1].values == [0.0]
+
+
+def test_no_more_trials_at_once_than_there_is_room_for(tmp_path: Path) -> None:
+    """A question asked too early would be asked before there are scores to learn from."""
+    searcher = searcher_over(sweep("tpe"), new_folder(tmp_path), at_once=2)
+    assert isinstance(searcher.suggest("a"), dict)
+    assert isinstance(searcher.suggest("b"), dict)
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a")
+    assert isinstance(searcher.suggest("c"), dict)
+
+
+def test_a_space_that_was_changed_keeps_the_trials_there_were(tmp_path: Path) -> None:
+    """Other choices and more trials are allowed; what lies outside of the new space still counts."""
+    folder = new_folder(tmp_path)
+    drive(sweep("tpe", 3, lora={"rank": {"choices": [1, 2, 3]}, "max_train_steps": 4}), folder)
+    wider = sweep("tpe", 5, lora={"rank": {"choices": [3, 4, 5, 6, 7]}, "max_train_steps": 4})
+    assert len(drive(wider, folder)) == 2
+    assert len(folder.trials()) == 5

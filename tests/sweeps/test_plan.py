@@ -1,0 +1,131 @@
+"""What is known before a sweep starts: its size, and what would make it fail.
+
+pytest tests/sweeps/test_plan.py     a few seconds
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sweeps.config import SweepConfig
+from sweeps.ledger.folder import RunFolder
+from sweeps.plan import STABLE_DIFFUSION_15, base_sizes, check_disk, check_sweep, checkpoint_bytes, plan_of
+from training.config import DreamBoothConfig, LoraConfig
+
+
+def test_the_plan_counts_what_the_sweep_will_do(tiny_sweep: Callable[..., SweepConfig]) -> None:
+    """Trials, training steps, scored checkpoints and pictures, the base model's among them."""
+    plan = check_sweep(tiny_sweep())
+    assert (len(plan.trials), plan.num_steps, plan.num_checkpoints) == (4, 16, 8)
+    assert plan.num_images == (8 + 1) * 2
+    assert plan.is_exact
+    assert any("4" in line for line in plan.lines())
+
+
+def test_a_schedule_that_knows_its_end_costs_runs(tiny_sweep: Callable[..., SweepConfig]) -> None:
+    """Under a cosine schedule each scoring point is a trial of its own, and the plan says so."""
+    lora = {"max_train_steps": 4, "train_batch_size": 1}
+    constant = plan_of(tiny_sweep(methods={"lora": lora}))
+    cosine = plan_of(tiny_sweep(methods={"lora": {**lora, "lr_scheduler": "cosine"}}))
+    assert (len(constant.trials), constant.num_steps, constant.num_checkpoints) == (1, 4, 2)
+    assert (len(cosine.trials), cosine.num_steps, cosine.num_checkpoints) == (2, 2 + 4, 2)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_search_is_planned_at_its_number_of_trials(tiny_sweep: Callable[..., SweepConfig], sampler: str) -> None:
+    """Where scores decide, the plan is measured on as many trials drawn at random."""
+    methods = {"lora": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "max_train_steps": 4}}
+    plan = plan_of(tiny_sweep(methods=methods, search={"sampler": sampler, "num_trials": 7}))
+    assert len(plan.trials) == 7
+    assert plan.is_exact is (sampler == "random")
+
+
+def test_reference_photos_that_are_not_there_are_named(tiny_sweep: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    """A folder of references that is missing or empty is refused before anything starts."""
+    evaluation = tiny_sweep().evaluation
+
+    def compared_with(references: Path) -> SweepConfig:
+        face = evaluation.face.model_copy(update={"references": references})
+        return tiny_sweep(evaluation=evaluation.model_copy(update={"face": face}))
+
+    with pytest.raises(ValueError, match=r"evaluation\.face\.references: no such folder"):
+        check_sweep(compared_with(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"evaluation\.face\.references: need 1 or more pictures, got 0"):
+        check_sweep(compared_with(tmp_path))
+
+
+def test_sizes_are_read_from_the_base_model(tiny_base: str) -> None:
+    """A local model's own numbers count, not Stable Diffusion 1.5's."""
+    from training.stable_diffusion import load_base_model
+
+    pipeline = load_base_model(tiny_base)
+    sizes = base_sizes(tiny_base)
+    assert sizes.unet == sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    assert sizes.text_encoder == sum(parameter.numel() for parameter in pipeline.text_encoder.parameters())
+    assert sizes.native_size == 64
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_a_checkpoint_takes_the_disk_that_was_estimated(
+    tiny_base: str, photos: Path, tmp_path: Path, method: str, train_text_encoder: bool
+) -> None:
+    """The estimate of a checkpoint's weights is right within the small files around them."""
+    from training.config import SubjectConfig
+    from training.dataset import encode_dataset, load_dataset, prepare_photos
+    from training.train import train
+
+    subject = SubjectConfig(photos=photos, instance_prompt="a photo of sks woman", resolution=64)
+    prepare_photos(subject, tmp_path / "dataset")
+    encode_dataset(tmp_path / "dataset", tiny_base)
+    common: dict[str, Any] = {"max_train_steps": 1, "train_batch_size": 1, "train_text_encoder": train_text_encoder}
+    config = LoraConfig(rank=16, **common) if method == "lora" else DreamBoothConfig(**common)
+    (checkpoint,) = train(config, load_dataset(tmp_path / "dataset"), [1], out_dir=tmp_path, device="cpu")
+    weights = sum(file.stat().st_size for file in checkpoint.dir.rglob("*") if "state" not in file.name)
+    assert weights == pytest.approx(checkpoint_bytes(config, base_sizes(tiny_base)), abs=150_000)
+
+
+def test_stable_diffusion_15s_checkpoints_have_their_known_sizes() -> None:
+    """A LoRA of rank 4 is a file of 3.2 MB and a UNet one of 3.4 GB, as people know them."""
+    assert checkpoint_bytes(LoraConfig(rank=4), STABLE_DIFFUSION_15) == pytest.approx(3.2e6, rel=0.05)
+    assert checkpoint_bytes(DreamBoothConfig(), STABLE_DIFFUSION_15) == pytest.approx(3.44e9, rel=0.01)
+
+
+def test_a_full_disk_is_refused_with_what_is_needed(
+    tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Path, bytes needed and bytes free."""
+    plan = plan_of(tiny_sweep())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ValueError, match=r"needs about \d+\.\d MB of disk, 1\.0 MB are free") as refused:
+        check_disk(plan, RunFolder(tmp_path / "run"))
+    assert str(tmp_path / "run") in str(refused.value)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tiny_sweep: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    """A file in the way is named."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be writable"):
+        check_disk(plan_of(tiny_sweep()), RunFolder(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "law"),
+    [
+        ("subject", {"photos": "nowhere", "instance_prompt": "sks"}, "nowhere"),
+        ("base_model", "model.ckpt", "pickle"),
+        ("base_model", "/no/such/model", "no such"),
+    ],
+)
+def test_what_cannot_work_is_refused_without_ray(
+    tiny_sweep: Callable[..., SweepConfig], section: str, value: object, law: str
+) -> None:
+    """`check` finds missing photos and base models on this machine."""
+    with pytest.raises(ValueError, match=law):
+        check_sweep(tiny_sweep(**{section: value}))
