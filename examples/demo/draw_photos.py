@@ -45,7 +45,7 @@ def draw_stranger(seed: int, **shot: str) -> Image.Image:
     """Somebody else, upright and in the middle: the model for a reference."""
     rng = np.random.default_rng([4, seed])
     identity = world.draw_identity(rng)
-    pose = world.Shot(**shot, dx=0, dy=0, zoom=1, tilt=0, gaze=0, scene=seed)  # type: ignore[arg-type]
+    pose = world.Shot(**shot, dx=0, dy=0, zoom=1, tilt=0, gaze=0, scene=seed)
     return world.paint(identity, pose, SCALE)
 
 

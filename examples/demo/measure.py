@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from training.config import DreamBoothConfig, LoraConfig, SubjectConfig
 from training.dataset import encode_dataset, load_dataset, prepare_photos
 from training.stable_diffusion import load_base_model
 from training.train import train
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 HERE = Path(__file__).parent
 INSTANCE_PROMPT, CLASS_PROMPT = "photo of sks person", "photo of a person"
@@ -124,7 +127,8 @@ def measure_vae(bench: Bench) -> Iterator[Row]:
 
 def alternatives(shot: Shot, kind: str) -> list[str]:
     """Captions of the shot with each choice of one attribute, the true one among them."""
-    return [world.write_caption(replace(shot, **{kind: choice})) for choice in CHOICES[kind]]
+    changes: list[dict[str, Any]] = [{kind: choice} for choice in CHOICES[kind]]
+    return [world.write_caption(replace(shot, **change)) for change in changes]
 
 
 @cache
@@ -294,7 +298,8 @@ def run_trial(
     name += "-prior" if config.with_prior_preservation else ""
     file = folder / f"{name}.json"
     if file.exists():
-        return json.loads(file.read_text())
+        kept: list[dict[str, float]] = json.loads(file.read_text())
+        return kept
     subject = SubjectConfig(
         photos=folder / "photos",
         instance_prompt=INSTANCE_PROMPT,
@@ -312,9 +317,10 @@ def run_trial(
     pictures_wanted = evaluation(PROMPTS, 2, seed=100 * config.seed)
     scores: list[dict[str, float]] = []
 
-    def score(step: int, pipeline: object) -> None:
-        pictures = list(generate(pipeline, pictures_wanted))  # type: ignore[arg-type]
+    def score(step: int, pipeline: StableDiffusionPipeline) -> None:
+        pictures = list(generate(pipeline, pictures_wanted))
         result = score_images(pictures, references, bench.face, bench.clip)
+        assert result.prompt_alignment is not None, "a CLIP model was given"
         scores.append(
             {
                 "step": step,
@@ -341,12 +347,12 @@ def run_trial(
     return scores
 
 
-def class_variety(bench: Bench, pipeline: object) -> dict[str, float]:
+def class_variety(bench: Bench, pipeline: StableDiffusionPipeline) -> dict[str, float]:
     """How alike faces of the class prompt are to each other, before and after: 1 would be one face only."""
     config = evaluation([CLASS_PROMPT], 24)
     alike = []
     for each in (load_base_model(bench.base_model), pipeline):
-        vectors = embed(bench, [picture.image for picture in generate(each, config)])  # type: ignore[arg-type]
+        vectors = embed(bench, [picture.image for picture in generate(each, config)])
         alike.append(float((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)].mean()))
     return {"class_alike_before": alike[0], "class_alike_after": alike[1]}
 
@@ -391,7 +397,11 @@ def correlation_interval(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tu
 
 def measure_personalised(bench: Bench) -> Iterator[Row]:
     """Unseen characters from 12 photos each: LoRA of several ranks and DreamBooth, against 8 held-out photos."""
-    shares, ranks, likenesses, subjects, gains = [], [], [], [], []
+    shares: list[float] = []
+    ranks: list[int] = []
+    likenesses: list[float] = []
+    subjects: list[int] = []
+    gains: list[float] = []
     for person in range(bench.num_subjects):
         _, _, real = subject_references(bench, person)
         for seed in bench.seeds:

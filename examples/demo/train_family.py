@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ import world
 from torch import Tensor, nn
 from torch.nn import functional
 from world import CAPTIONED, CHOICES, COLOURS, EXPRESSIONS, PLACE_ALONE, PLACES, Identity, Shot
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
 NUM_PEOPLE = 7000
 SHOTS_PER_PERSON = 6
@@ -139,6 +143,7 @@ class Workshop:
 
     def maybe_compiled(self, module: nn.Module) -> nn.Module:
         """The module, or the same weights behind compiled code."""
+        # torch promises no more than a callable
         return torch.compile(module) if self.compiles else module  # type: ignore[return-value]
 
     def fit(
@@ -183,7 +188,7 @@ class Workshop:
                 group["lr"] = rate
             parts = loss_of(rng)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(parts.values())).sum().backward()
+            torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch's own gap
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step += 1
@@ -256,7 +261,7 @@ def train_world(shop: Workshop) -> None:
 # --- VAE
 
 
-def build_vae() -> nn.Module:
+def build_vae() -> AutoencoderKL:
     """Stable Diffusion's VAE, x4 instead of x8, without attention in the middle: 64 px pictures to 16x16x4."""
     from diffusers import AutoencoderKL
 
@@ -299,7 +304,7 @@ def reconstruction_losses(error: Tensor) -> dict[str, Tensor]:
 
 def train_latents(shop: Workshop) -> None:
     """Encode the world once: mean and standard deviation, float16 [N, 4, 16, 16]."""
-    vae = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
+    vae: AutoencoderKL = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
     pictures = shop.training_pictures()
     means, deviations = [], []
     for start in range(0, len(pictures.person), 256):
@@ -318,7 +323,7 @@ def train_latents(shop: Workshop) -> None:
 def train_decoder(shop: Workshop) -> None:
     """The decoder alone, from latents that no longer change; the face encoder keeps an eye on who is shown."""
     pictures = shop.training_pictures()
-    vae = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
+    vae: AutoencoderKL = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
     face = shop.load("face", build_face())["network"]
     decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
     mean, deviation = (np.load(shop.folder / f"latents_{kind}.npy", mmap_mode="r") for kind in ("mean", "std"))
@@ -409,12 +414,13 @@ def degrade(images: Tensor) -> Tensor:
 def shuffle_patches(images: Tensor) -> Tensor:
     """Pictures cut in 16 squares that change places: all the colours of a face and no face."""
     patches = images.unfold(2, 16, 16).unfold(3, 16, 16).flatten(2, 3)[:, :, torch.randperm(16)]
-    return patches.unflatten(2, (4, 4)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    squares: Tensor = patches.unflatten(2, (4, 4))  # type: ignore[no-untyped-call]  # torch's own gap
+    return squares.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
 
 
 # --- CLIP, the judge of prompt alignment
 
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, dict[str, Any]] = {
     "model_cfg": {
         "embed_dim": 64,
         "vision_cfg": {"image_size": world.SIZE, "layers": [1, 1, 1, 1], "width": 24, "patch_size": None},
@@ -445,6 +451,8 @@ def train_clip(shop: Workshop) -> None:
 
     pictures = shop.training_pictures()
     modules = build_clip()
+    heads = modules["heads"]
+    assert isinstance(heads, nn.ModuleDict)
     tokenize = open_clip.SimpleTokenizer(context_length=CLIP_CONFIG["model_cfg"]["text_cfg"]["context_length"])
     labels = {
         kind: np.array([choices.index(getattr(shot, kind)) for shot in pictures.shots])
@@ -463,15 +471,16 @@ def train_clip(shop: Workshop) -> None:
         same = torch.tensor([[a == b for b in captions] for a in captions], device=shop.device).float()
         target = same / same.sum(1, keepdim=True)
         people = torch.from_numpy(np.flatnonzero(pictures.person[indices] >= 0))
-        named = sum(
+        losses = (
             # an expression is the smallest thing that captions tell
             (1.0 if kind == "expression" else 0.2)
             * functional.cross_entropy(
                 head(image[people].float() * 8),
                 torch.from_numpy(labels[kind][indices])[people].to(shop.device),
             )
-            for kind, head in modules["heads"].items()
+            for kind, head in heads.items()
         )
+        named = sum(losses, torch.zeros((), device=shop.device))
         contrast = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
         return {"contrast": contrast / 2, "attributes": named}
 
@@ -529,7 +538,7 @@ def build_tokenizer() -> Any:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def build_text_encoder(tokenizer: Any) -> nn.Module:
+def build_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """A small CLIP text model, not yet trained."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -549,7 +558,7 @@ def build_text_encoder(tokenizer: Any) -> nn.Module:
     )
 
 
-def build_unet() -> nn.Module:
+def build_unet() -> UNet2DConditionModel:
     """Stable Diffusion's UNet in small: cross-attention at every level, the largest included."""
     from diffusers import UNet2DConditionModel
 
@@ -598,7 +607,7 @@ class Namesakes:
 
     placeholder = "sks"
 
-    def __init__(self, text_encoder: nn.Module, names: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, names: nn.Module, tokenizer: Any) -> None:
         (self.token,) = tokenizer(self.placeholder, add_special_tokens=False)["input_ids"]
         self.names = names
         self.vectors: Tensor | None = None
@@ -671,16 +680,19 @@ def train_unet(shop: Workshop) -> None:
     shop.fit("unet", modules, loss_of, num_steps=12600, learning_rate=1e-3, ema_decay=0.998)
 
 
-def assembled_text_encoder(modules: nn.ModuleDict) -> nn.Module:
+def assembled_text_encoder(modules: nn.ModuleDict) -> CLIPTextModel:
     """The text encoder with a row of its own for each of `rare_names`."""
     tokenizer = build_tokenizer()
     people = np.stack([identity.vector() for identity in draw_people(NUM_NAMES, seed=1)])
     rows = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in rare_names()]
     assert all(len(row) == 1 for row in rows), "every name is one token"
+    text: CLIPTextModel = modules["text"]
+    names = modules["names"]
+    assert isinstance(names, nn.Linear)
     with torch.no_grad():
-        named = modules["names"](torch.from_numpy(people).to(modules["names"].weight.device))
-        modules["text"].get_input_embeddings().weight[[row[0] for row in rows]] = named
-    return modules["text"]
+        named = names(torch.from_numpy(people).to(names.weight.device))
+        text.get_input_embeddings().weight[[row[0] for row in rows]] = named
+    return text
 
 
 # --- ControlNet
@@ -693,7 +705,7 @@ def draw_edges(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(cv2.Canny(np.ascontiguousarray(pixels), 100, 200)[..., None], 3, axis=2)
 
 
-def build_controlnet(unet: nn.Module) -> nn.Module:
+def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """The UNet's encoder with a stem for conditions of picture size."""
     from diffusers import ControlNetModel
 
@@ -749,7 +761,9 @@ def assemble(shop: Workshop) -> None:
     from diffusers import StableDiffusionPipeline
     from safetensors.torch import save_file
 
-    vae = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
+    from evaluation.drawn_face import DrawnFaceNetwork
+
+    vae: AutoencoderKL = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
     if (shop.folder / "decoder.pt").exists():
         shop.load("decoder", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
     vae.register_to_config(scaling_factor=json.loads((shop.folder / "latents.json").read_text())["scaling_factor"])
@@ -765,9 +779,8 @@ def assemble(shop: Workshop) -> None:
         requires_safety_checker=False,
     )
     if (shop.folder / "controlnet.pt").exists():
-        controlnet = shop.load("controlnet", nn.ModuleDict({"controlnet": build_controlnet(base["unet"])}))[
-            "controlnet"
-        ]
+        modules = nn.ModuleDict({"controlnet": build_controlnet(base["unet"])})
+        controlnet: ControlNetModel = shop.load("controlnet", modules)["controlnet"]
     else:  # with its zero convolutions it leaves the UNet's pictures as they are
         controlnet = build_controlnet(base["unet"])
     controlnet.half().save_pretrained(shop.out / "controlnet")
@@ -782,6 +795,7 @@ def assemble(shop: Workshop) -> None:
     )
 
     face = shop.load("face", build_face())["network"]
+    assert isinstance(face, DrawnFaceNetwork)
     (shop.out / "face_encoder").mkdir(parents=True, exist_ok=True)
     (shop.out / "face_encoder" / "config.json").write_text(json.dumps(face.config, indent=2) + "\n")
     save_file({name: value.half() if value.is_floating_point() else value for name, value in face.state_dict().items()},

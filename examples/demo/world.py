@@ -554,7 +554,7 @@ class _Figure:
         kind = self.shot.garment
 
         def shoulders(width: float, top: float, fill: Colour) -> None:
-            points = [(x - width, bottom)]
+            points: list[tuple[float, float]] = [(x - width, bottom)]
             for angle in np.linspace(math.pi, 2 * math.pi, 14):
                 points.append((x + width * math.cos(angle), top + 0.42 * r + 0.42 * r * math.sin(angle)))
             canvas.polygon([*points, (x + width, bottom)], fill)
@@ -828,14 +828,14 @@ def _space(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _studio(canvas: _Canvas, rng: np.random.Generator) -> None:
-    top = rng.integers(176, 200)
+    top = int(rng.integers(176, 200))
     canvas.gradient((top, top, top + 4), (226, 226, 230))
 
 
 def _wall(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.rectangle(0, 0, SIZE, SIZE, (208, 190, 176))
     for row, y in enumerate(np.arange(-4 + rng.uniform(0, 3), SIZE, 8)):
-        for x in np.arange(-14 + 8 * (row % 2), SIZE, 16):
+        for x in range(-14 + 8 * (row % 2), SIZE, 16):
             canvas.rectangle(x, y, x + 14.6, y + 6.7, _shade((176, 84, 64), rng.uniform(0.86, 1.08)))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeps.cli import main
 from sweeps.config import SweepConfig, parse_sweep
+from tests.sweeps.command import Command, Outcome
 from tests.sweeps.tiny_sweep import build_face_encoder, sweep_mapping
 
 
@@ -32,3 +35,21 @@ def tiny_sweep(tiny_mapping: dict[str, Any]) -> Callable[..., SweepConfig]:
         return parse_sweep({**tiny_mapping, **sections})
 
     return build
+
+
+@pytest.fixture
+def dreamsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The `dreamsweep` command, called in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dreamsweep", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        else:
+            code = 0
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call

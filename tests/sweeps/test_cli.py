@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from sweeps.cli import main
 from sweeps.config import load_sweep
 from sweeps.space import Choices
+from tests.sweeps.command import Command, Outcome
 from tests.sweeps.fake_run import build_run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a call of the command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def dreamsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The `dreamsweep` command."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["dreamsweep", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        else:
-            code = 0
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture
