@@ -232,19 +232,23 @@ def _per_rank(shapes: dict[str, list[int]], endings: tuple[str, ...]) -> int:
 
 
 def check_disk(plan: Plan, folder: RunFolder) -> None:
-    """Refuse a run folder that cannot be written or whose disk is too small for what is still to come."""
+    """Refuse a run folder that cannot be written or whose disk is too small for what is still to come.
+
+    The disk that counts is the one of `trials/`, which may be another.
+    """
     try:
         folder.dir.mkdir(parents=True, exist_ok=True)
-        probe = folder.dir / f".probe-{uuid.uuid4().hex}"
+        place = folder.trials_dir if folder.trials_dir.exists() else folder.dir
+        probe = place / f".probe-{uuid.uuid4().hex}"
         probe.write_bytes(b"probe")
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{folder.dir}: must be writable: {error.strerror}") from None
     there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
     needed = max(0, plan.disk_bytes - there)
-    free = shutil.disk_usage(folder.dir).free
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
-            f"{folder.dir}: needs about {bytes_text(needed)} of disk, {bytes_text(free)} are free; "
+            f"{place}: needs about {bytes_text(needed)} of disk, {bytes_text(free)} are free; "
             "fewer trials or fewer evaluation.at_steps take less"
         )

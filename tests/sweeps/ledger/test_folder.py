@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import LEDGER_VERSION
+from sweeps.results.rows import read_results
 from tests.sweeps.ledger_entries import entry, record
 
 WRITER = """
@@ -145,3 +147,51 @@ def test_what_scores_depend_on_is_claimed_once(tmp_path: Path) -> None:
 def test_only_a_machines_fault_is_tried_again(status: str, fault: str | None, is_over: bool) -> None:
     """What ended by its own doing is never run again."""
     assert record(status=status, fault=fault).is_over is is_over
+
+
+def test_trials_may_lie_on_another_disk(tmp_path: Path) -> None:
+    """`trials/` as a link to a larger disk: records are written and read there, and what they name is inside."""
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trials").symlink_to(tmp_path / "large disk")
+    folder = RunFolder(tmp_path / "run")
+    folder.write(record("t", entry(200)))
+    assert folder.read("t") == record("t", entry(200)).model_copy(update={"created": folder.trials()[0].created})
+    assert (tmp_path / "large disk" / "t" / "trial.json").is_file()
+    checkpoint = folder.checkpoint_dir("t", 200)
+    checkpoint.mkdir()
+    assert folder.relative(checkpoint) == "trials/t/checkpoint-200"
+    assert folder.inside("trials/t/checkpoint-200") == checkpoint.resolve()
+    with pytest.raises(ValueError, match="inside the run folder"):
+        folder.inside("trials/../../outside")
+
+
+@pytest.mark.parametrize("trial", ["", ".", "..", "a/b", "../a", "a\\b"])
+def test_a_trials_name_is_one_folder_name(tmp_path: Path, trial: str) -> None:
+    """Whoever wrote it, it leads nowhere else."""
+    with pytest.raises(ValueError, match="one folder name"):
+        RunFolder(tmp_path).trial_dir(trial)
+
+
+def test_a_record_of_an_older_version_is_understood(tmp_path: Path) -> None:
+    """What it has and we no longer do is passed over, what it lacks has its default; its version stays in it."""
+    folder = RunFolder(tmp_path)
+    folder.write(record("t", entry(200)))
+    content = json.loads(folder.trial_file("t").read_text())
+    del content["version"], content["num_restarts"]
+    folder.trial_file("t").write_text(json.dumps({**content, "key": "0" * 64}))
+    read = folder.read("t")
+    assert read is not None
+    assert (read.num_restarts, [checkpoint.step for checkpoint in read.checkpoints]) == (0, [200])
+
+
+def test_a_record_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
+    """Neither believed nor called damaged: the way out is an upgrade, not deleting it."""
+    folder = RunFolder(tmp_path)
+    folder.write(record("t", entry(200)))
+    content = json.loads(folder.trial_file("t").read_text())
+    folder.trial_file("t").write_text(json.dumps({**content, "version": LEDGER_VERSION + 1, "checkpoints": {}}))
+    for read in (lambda: folder.read("t"), lambda: read_results(tmp_path)):
+        with pytest.raises(ValueError, match=rf"t.trial\.json: .*ledger version {LEDGER_VERSION + 1}.*upgrade") as told:
+            read()
+        assert "delete" not in str(told.value)
