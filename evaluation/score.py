@@ -12,8 +12,9 @@ from typing import Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.face import Face, FaceEncoder, References, embed_references, face_similarity
+from evaluation.face import Face, FaceEncoder, face_similarity
 from evaluation.prompt import ClipScorer, without_rare_token
+from evaluation.references import References, embed_references
 from training.pictures import find_photos, find_pictures, read_picture
 
 EVALUATOR_VERSION = "1"

@@ -138,7 +138,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score any folder of pictures by likeness to the photos and, with --prompts, by prompt alignment."""
-    from evaluation.face import load_face_encoder
+    from evaluation.face_encoders import load_face_encoder
     from evaluation.prompt import load_clip, parse_clip
     from evaluation.score import score_folder
 

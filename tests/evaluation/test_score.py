@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from evaluation.config import ClipConfig
-from evaluation.face import embed_references
 from evaluation.prompt import load_clip
+from evaluation.references import embed_references
 from evaluation.score import PictureFile, Score, read_prompts, score_folder, score_images
-from tests.evaluation.test_face import ColourEncoder, colour_photos
+from tests.evaluation.colour_faces import ColourEncoder, colour_photos
 
 RED, GREEN, BLACK, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 0), (90, 90, 90)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluation.face import References
+from evaluation.references import References
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.run import photos_key
 from sweeps.space import METHODS, TrialConfig, config_hash, trial_id
