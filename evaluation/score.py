@@ -1,4 +1,7 @@
-"""Pictures to two scores: face similarity to reference photos, and prompt alignment. Knows no training."""
+"""Pictures to two scores: face similarity to reference photos, and prompt alignment.
+
+Knows no training, and no torch but its judges'.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from evaluation.face import Face, FaceEncoder, face_similarity
-from evaluation.prompt import ClipScorer, without_rare_token
+from evaluation.rare_token import RARE_WORD, without_rare_token
 from evaluation.references import References, embed_references
+from evaluation.scores import NO_FACE_SIMILARITY, ImageScore, Score
 from training.pictures import find_photos, find_pictures, read_picture
 
-EVALUATOR_VERSION = "1"
-"""Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
-
-RARE_WORD = "sks"
-"""The word that stands for the person in most DreamBooth prompts."""
-
-NO_FACE_SIMILARITY = 0.0
-"""What a picture without a face counts in the mean: about what a stranger's face scores with a facenet encoder."""
+if TYPE_CHECKING:
+    from evaluation.prompt import ClipScorer
 
 BATCH_SIZE = 16
 """Pictures in memory at once."""
@@ -67,46 +64,6 @@ class PictureFile:
     seed: int | None = None
 
 
-class ImageScore(BaseModel):
-    """One picture's scores."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str
-    prompt: str | None = None
-    seed: int | None = None
-    face_similarity: float | None
-    """Cosine of the largest face to the reference, in [-1, 1]; null where there is no face."""
-    prompt_alignment: float | None
-    """Raw CLIP cosine in [-1, 1]; null without a prompt."""
-    num_faces: int
-    """Faces found in the picture."""
-    face_width: float | None = None
-    """Width of the largest face in pixels: small faces score lower for reasons other than likeness."""
-    face_probability: float | None = None
-    """The detector's confidence in the largest face, in [0, 1]."""
-    left_out: bool = False
-    """The picture is itself one of several reference photos and was compared with the mean of the others."""
-
-
-class Score(BaseModel):
-    """The scores of a set of pictures."""
-
-    model_config = ConfigDict(frozen=True)
-
-    face_similarity: float
-    """Mean over all pictures, in [-1, 1]; one without a face counts 0."""
-    prompt_alignment: float | None
-    """Mean over all pictures, in [-1, 1]; null without prompts."""
-    num_images: int
-    num_faces: int
-    """Pictures with a face."""
-    face_encoder: str
-    """Weights and crop: scores of different encoders are not comparable."""
-    clip: str | None
-    images: list[ImageScore]
-
-
 def score_images(
     images: Iterable[Picture],
     references: References,
@@ -144,7 +101,7 @@ def score_images(
         num_faces=sum(score.num_faces > 0 for score in scores),
         face_encoder=face_encoder.name,
         clip=clip.name if clip else None,
-        images=scores,
+        images=tuple(scores),
     )
 
 

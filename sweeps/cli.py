@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from evaluation.score import Score
+    from evaluation.scores import Score
     from sweeps.results import Results, Row
 
 app = typer.Typer(

@@ -37,7 +37,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 import evaluation
 import sweeps
 import training
-from evaluation.score import EVALUATOR_VERSION
+from evaluation.scores import EVALUATOR_VERSION
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.mirror import open_run

@@ -11,7 +11,8 @@ from PIL import Image
 from evaluation.config import ClipConfig
 from evaluation.prompt import load_clip
 from evaluation.references import embed_references
-from evaluation.score import PictureFile, Score, read_prompts, score_folder, score_images
+from evaluation.score import PictureFile, read_prompts, score_folder, score_images
+from evaluation.scores import Score
 from tests.evaluation.colour_faces import ColourEncoder, colour_photos
 
 RED, GREEN, BLACK, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 0), (90, 90, 90)
