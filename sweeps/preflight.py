@@ -94,9 +94,8 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
     Raises:
         ValueError: the first thing that would not work.
     """
+    from evaluation.checks import check_clip, check_render
     from evaluation.face_encoders import check_face_encoder
-    from evaluation.prompt import check_clip
-    from evaluation.render import check_render
     from training.photos import check_photos
     from training.stable_diffusion import check_base_model
 

@@ -16,12 +16,12 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
+from evaluation.checks import check_clip, check_render
 from evaluation.face import largest_box
 from evaluation.face_encoders import load_face_encoder
 from evaluation.generate import generate, generation_dtype, load_images, save_images
-from evaluation.prompt import check_clip, load_clip
+from evaluation.prompt import load_clip
 from evaluation.references import References, embed_references
-from evaluation.render import check_render
 from evaluation.score import score_images
 from sweeps.config import SweepConfig, class_images_needed, load_sweep, rare_token
 from sweeps.mirror import open_run
