@@ -134,8 +134,10 @@ def test_missing_weights_say_what_goes_where(monkeypatch: pytest.MonkeyPatch, tm
 def test_weights_put_there_by_hand_are_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_face_weights: str
 ) -> None:
-    """A file placed where the message says is found and loaded."""
+    """A file placed where the message says is found and loaded, also beside a folder that happens to have the name."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vggface2").mkdir()
     (tmp_path / "checkpoints").mkdir()
     torch.save(load_file(tiny_face_weights), tmp_path / "checkpoints" / "20180402-114759-vggface2.pt")
     check_face_encoder("vggface2")
