@@ -10,6 +10,8 @@ from training.paths import ConfigPath, NameOrPath, resolve
 
 LOCAL_DIR = "local-dir:"
 """open_clip's prefix of a model that lies in a folder."""
+HF_HUB = "hf-hub:"
+"""open_clip's prefix of a model that lies in a repository of the hub."""
 
 
 def _resolve_local_dir(model: str, info: ValidationInfo) -> str:

@@ -7,52 +7,20 @@ something only beside the model's name.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 
-from evaluation.config import LOCAL_DIR, ClipConfig
-from evaluation.hub import hub_answers
+from evaluation.checks import check_clip, weights_in
+from evaluation.config import HF_HUB, LOCAL_DIR, ClipConfig
 from training.files import sha256_of
 
-HF_HUB = "hf-hub:"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 IMAGE_BATCH_SIZE = 16
-
-
-def without_rare_token(prompt: str, rare_token: str) -> str:
-    """The prompt as CLIP should read it: `a photo of sks woman, smiling` -> `a photo of woman, smiling`.
-
-    CLIP has never seen the person that the token names; to it the token is noise. The token's words are taken out
-    wherever they stand as whole words together, in any case, with the spaces, brackets and commas that they leave
-    behind. A prompt without the token comes back as it is.
-
-    Raises:
-        ValueError: nothing is left of the prompt.
-    """
-    words = rare_token.split()
-    if not words:
-        return prompt
-    token = r"(?<![\w-])" + r"\s+".join(re.escape(word) for word in words) + r"(?![\w-])"
-    text, found = re.subn(token, "", prompt, flags=re.IGNORECASE)
-    if not found:
-        return prompt
-    text = re.sub(r"\(\s*\)|\[\s*\]", "", text)
-    text = re.sub(r"\s+(?=[,.;:!?)\]])", "", text)
-    text = re.sub(r"(?<=[(\[])\s+", "", text)
-    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
-    text = re.sub(r"\s+", " ", text).strip(" ,;:")
-    if not re.search(r"\w", text):
-        raise ValueError(f"prompt {prompt!r}: nothing is left without the rare token {rare_token!r}")
-    return text
 
 
 def prompt_alignment(
@@ -136,73 +104,6 @@ def parse_clip(text: str) -> ClipConfig:
     return ClipConfig(model=model, pretrained=pretrained)
 
 
-def check_clip(config: ClipConfig, *, weights_present: bool = True) -> None:
-    """Refuse a model that could not be loaded, or one without weights, without loading it.
-
-    open_clip starts a model without weights at random and only logs it: every score would be noise.
-
-    Args:
-        config: The model.
-        weights_present: Also ask for weights that come from the hub, and fetch them if there is a network. False: a
-            sweep for another machine is checked here.
-
-    Raises:
-        ValueError: what is missing.
-    """
-    import open_clip
-
-    if config.model.startswith(LOCAL_DIR):
-        _check_local_dir(Path(config.model.removeprefix(LOCAL_DIR)))
-        return
-    if config.model.startswith(HF_HUB):
-        if weights_present:
-            _fetch({"hf_hub": config.model.removeprefix(HF_HUB) + "/"}, config)
-        return
-    models = open_clip.list_models()
-    if config.model not in models:
-        nearest = ", ".join(get_close_matches(config.model, models)) or "ViT-B-32"
-        raise ValueError(
-            f"CLIP model: need one of open_clip's or local-dir:FOLDER, got {config.model!r} (near: {nearest})"
-        )
-    if not config.pretrained:
-        raise ValueError(
-            f"CLIP model {config.model}: needs `pretrained`, a tag or a path; without weights scores are noise"
-        )
-    if Path(config.pretrained).is_file():
-        return
-    tags = open_clip.list_pretrained_tags_by_model(config.model)
-    if config.pretrained not in tags:
-        nearest = ", ".join(get_close_matches(config.pretrained, tags, cutoff=0.3) or tags[:3])
-        raise ValueError(
-            f"CLIP pretrained: need a file or a tag of {config.model}, got {config.pretrained!r} (near: {nearest})"
-        )
-    if weights_present:
-        _fetch(open_clip.get_pretrained_cfg(config.model, config.pretrained), config)
-
-
-def _check_local_dir(folder: Path) -> None:
-    if not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"CLIP model: need a folder with open_clip_config.json, got {folder}")
-    if not any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
-        raise ValueError(
-            f"CLIP model: no weights in {folder}, need open_clip_model.safetensors; without them scores are noise"
-        )
-
-
-def _fetch(source: dict[str, Any], config: ClipConfig) -> None:
-    """Let open_clip download the weights, if they are not in its cache."""
-    from open_clip.pretrained import download_pretrained
-
-    hub_answers()  # settles whether it may be asked
-    try:
-        download_pretrained(source)
-    except OSError as error:
-        raise ValueError(
-            f"CLIP {config.model}:{config.pretrained}: weights are not in the hub's cache and cannot be downloaded; "
-            "fetch them once with a network, or give a path as `pretrained`"
-        ) from error
-
-
 def load_clip(config: ClipConfig, device: str | torch.device | None = None) -> ClipScorer:
     """Load a CLIP model once per process, in float32.
 
@@ -211,7 +112,7 @@ def load_clip(config: ClipConfig, device: str | torch.device | None = None) -> C
         device: Default: the GPU if there is one.
 
     Raises:
-        ValueError: see `check_clip`, or the weights do not fit the model.
+        ValueError: see `checks.check_clip`, or the weights do not fit the model.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -248,8 +149,7 @@ def _clip_name(config: ClipConfig) -> str:
     """`ViT-B-32:laion2b_s34b_b79k`; weights on disk are told by their content, not by this machine's folders."""
     if config.model.startswith(LOCAL_DIR):
         folder = Path(config.model.removeprefix(LOCAL_DIR))
-        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-        return f"{LOCAL_DIR}{folder.name} {_digest(files)}"
+        return f"{LOCAL_DIR}{folder.name} {_digest(weights_in(folder))}"
     if config.pretrained and Path(config.pretrained).is_file():
         return f"{config.model}:{Path(config.pretrained).name} {_digest([Path(config.pretrained)])}"
     return f"{config.model}:{config.pretrained}" if config.pretrained else config.model

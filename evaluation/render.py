@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from diffusers import (
 from PIL import Image
 
 from evaluation.config import RenderConfig
+from evaluation.detectors import canny, load_detector
 from evaluation.generate import run_pipeline, starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
@@ -32,12 +30,6 @@ SIZE_MULTIPLE = 8
 MIN_SIDE = 64
 DETECTOR_MULTIPLE = 64
 """controlnet-aux works on sides rounded to multiples of this."""
-WITHOUT_DOWNLOAD = ("canny", "shuffle", "lineart_standard")
-NOT_RUNNING = ("mediapipe_face", "dwpose")
-"""Detectors of controlnet-aux that need packages which do not install beside the others."""
-ANNOTATORS = "lllyasviel/Annotators"
-"""Hub repository of the detectors' weights, controlnet-aux's own choice."""
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
         prompt: Used where the config has none.
 
     Raises:
-        ValueError: see `check_render`, or the ControlNet does not fit the base model.
+        ValueError: see `checks.check_render`, or the ControlNet does not fit the base model.
     """
     controlnet = load_controlnet(config.controlnet, pipeline.device, pipeline.unet.dtype)
     _check_fit(controlnet, pipeline, config.controlnet)
@@ -127,43 +119,11 @@ def condition_image(reference: Image.Image, config: RenderConfig) -> Image.Image
     size = render_size(*reference.size, config.resolution)
     reference = reference.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     if config.detector == "canny":
-        return _canny(reference, config.low_threshold, config.high_threshold)
+        return canny(reference, config.low_threshold, config.high_threshold)
     short_side = round(min(size) / DETECTOR_MULTIPLE) * DETECTOR_MULTIPLE
     with _numpy_seed(config.seed):
-        detected = _load_detector(config.detector)(reference, max(DETECTOR_MULTIPLE, short_side))
+        detected = load_detector(config.detector)(reference, max(DETECTOR_MULTIPLE, short_side))
     return detected.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-
-
-def check_render(config: RenderConfig, *, weights_present: bool = True) -> None:
-    """Refuse renders that could not be made, before anything is trained.
-
-    Args:
-        config: The renders.
-        weights_present: Also ask for a ControlNet of the hub, and fetch it if there is a network. False: a sweep for
-            another machine is checked here.
-
-    Raises:
-        ValueError: what is missing or unknown.
-    """
-    if config.low_threshold > config.high_threshold:
-        raise ValueError(
-            f"render: need low_threshold <= high_threshold, got {config.low_threshold} > {config.high_threshold}"
-        )
-    if config.detector != "canny":
-        _detector_class(config.detector)
-    for reference in config.references:
-        read_picture(reference)
-    if not config.references:
-        return
-    if Path(config.controlnet).is_dir():
-        if not (Path(config.controlnet) / "config.json").is_file():
-            raise ValueError(f"render.controlnet: need a diffusers folder with config.json, got {config.controlnet}")
-    elif not HUB_ID.fullmatch(config.controlnet):
-        raise ValueError(f"render.controlnet: need a folder or a hub id owner/name, got {config.controlnet!r}")
-    elif weights_present:
-        load_controlnet(config.controlnet, "cpu", torch.float32)
-    if weights_present and config.detector not in WITHOUT_DOWNLOAD:
-        _load_detector(config.detector)
 
 
 def load_controlnet(name: str, device: torch.device | str, dtype: torch.dtype) -> ControlNetModel:
@@ -191,52 +151,6 @@ def _check_fit(controlnet: ControlNetModel, pipeline: StableDiffusionPipeline, n
         need, got = pipeline.unet.config[key], controlnet.config[key]
         if need != got:
             raise ValueError(f"render.controlnet: need {key} {need} of the base model, {name} has {got}")
-
-
-# --- detectors
-
-
-def _canny(image: Image.Image, low_threshold: int, high_threshold: int) -> Image.Image:
-    """White edges on black. controlnet-aux's CannyDetector does the same, but on sides rounded to 64 px."""
-    import cv2
-
-    edges = cv2.Canny(np.asarray(image), low_threshold, high_threshold)
-    return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
-
-
-def _detector_class(name: str) -> tuple[Any, dict[str, Any]]:
-    """controlnet-aux's class for a detector's name, and the arguments that make it that detector."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing it warns of every optional package and registered model
-        from controlnet_aux import LineartStandardDetector
-        from controlnet_aux.processor import MODEL_PARAMS, MODELS
-
-    known = {key: (entry["class"], MODEL_PARAMS[key]) for key, entry in MODELS.items() if key not in NOT_RUNNING}
-    known["lineart_standard"] = (LineartStandardDetector, {})
-    if name not in known:
-        raise ValueError(f"render.detector: need one of {', '.join(sorted(known))}, got {name!r}")
-    return known[name]
-
-
-@cache
-def _load_detector(name: str) -> Callable[[Image.Image, int], Image.Image]:
-    """A detector: a picture and the length of the short side to work on in pixels, to the condition."""
-    detector_class, arguments = _detector_class(name)
-    if name not in WITHOUT_DOWNLOAD:
-        hub_answers()  # settles whether it may be asked
-    try:
-        detector = detector_class() if name in WITHOUT_DOWNLOAD else detector_class.from_pretrained(ANNOTATORS)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"render.detector: {name} has to be downloaded and cannot be ({error!s:.200})") from error
-
-    def detect(image: Image.Image, short_side: int) -> Image.Image:
-        sizes = {"detect_resolution": short_side, "image_resolution": short_side}
-        if name == "lineart_standard":  # gives back the size it got
-            del sizes["image_resolution"]
-        condition: Image.Image = detector(image, **arguments, **sizes)
-        return condition
-
-    return detect
 
 
 @contextmanager

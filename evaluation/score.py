@@ -1,4 +1,7 @@
-"""Pictures to two scores: face similarity to reference photos, and prompt alignment. Knows no training."""
+"""Pictures to two scores: face similarity to reference photos, and prompt alignment.
+
+Knows no training, and no torch but its judges'.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
-from evaluation.face import Face, FaceEncoder, References, embed_references, face_similarity
-from evaluation.prompt import ClipScorer, without_rare_token
-from evaluation.scores import ImageScore
+from evaluation.face import Face, FaceEncoder, face_similarity
+from evaluation.rare_token import RARE_WORD, without_rare_token
+from evaluation.references import References, embed_references
+from evaluation.scores import ImageScore, Score
 from training.pictures import find_photos, find_pictures, read_picture
 
-RARE_WORD = "sks"
-"""The word that stands for the person in most DreamBooth prompts."""
-
-NO_FACE_SIMILARITY = 0.0
-"""What a picture without a face counts in the mean: about what a stranger's face scores with a facenet encoder."""
+if TYPE_CHECKING:
+    from evaluation.prompt import ClipScorer
 
 BATCH_SIZE = 16
 """Pictures in memory at once."""
@@ -64,24 +64,6 @@ class PictureFile:
     seed: int | None = None
 
 
-class Score(BaseModel):
-    """The scores of a set of pictures."""
-
-    model_config = ConfigDict(frozen=True)
-
-    face_similarity: float
-    """Mean over all pictures, in [-1, 1]; one without a face counts 0."""
-    prompt_alignment: float | None
-    """Mean over all pictures, in [-1, 1]; null without prompts."""
-    num_images: int
-    num_faces: int
-    """Pictures with a face."""
-    face_encoder: str
-    """Weights and crop: scores of different encoders are not comparable."""
-    clip: str | None
-    images: list[ImageScore]
-
-
 def score_images(
     images: Iterable[Picture],
     references: References,
@@ -110,7 +92,7 @@ def score_images(
         scores += _score_batch(batch, references, face_encoder, clip, rare_token)
     if not scores:
         raise ValueError("pictures: need 1 or more to score, got 0")
-    similarities = [NO_FACE_SIMILARITY if s.face_similarity is None else s.face_similarity for s in scores]
+    similarities = [score.counted for score in scores]
     alignments = [s.prompt_alignment for s in scores if s.prompt_alignment is not None]
     return Score(
         face_similarity=sum(similarities) / len(scores),
@@ -119,7 +101,7 @@ def score_images(
         num_faces=sum(score.num_faces > 0 for score in scores),
         face_encoder=face_encoder.name,
         clip=clip.name if clip else None,
-        images=scores,
+        images=tuple(scores),
     )
 
 

@@ -1,4 +1,4 @@
-"""The record of a picture's scores, free of torch: the judge writes it, ledgers and leaderboards read it."""
+"""The record of scores: a picture's and a set's, as they are written to JSON and read back. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 EVALUATOR_VERSION = "1"
 """Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
 
+NO_FACE_SIMILARITY = 0.0
+"""What a picture without a face counts in a mean: about what a stranger's face scores with a facenet encoder."""
 
-class ImageScore(BaseModel):
+
+class _Record(BaseModel):
+    """Read again years later: a key that a newer version wrote is passed over, a number that is none is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ImageScore(_Record):
     """One picture's scores."""
-
-    model_config = ConfigDict(frozen=True)
 
     file: str
     prompt: str | None = None
     seed: int | None = None
-    face_similarity: FiniteFloat | None = None
-    """Cosine of the largest face to the reference, in [-1, 1]; null where there is no face, which counts as 0."""
+    face_similarity: FiniteFloat | None
+    """Cosine of the largest face to the reference, in [-1, 1]; null where there is no face."""
     prompt_alignment: FiniteFloat | None = None
     """Raw CLIP cosine in [-1, 1]; null without a prompt."""
-    num_faces: int = Field(default=0, ge=0)
+    num_faces: int = Field(ge=0)
     """Faces found in the picture."""
-    face_width: float | None = None
+    face_width: FiniteFloat | None = None
     """Width of the largest face in pixels: small faces score lower for reasons other than likeness."""
-    face_probability: float | None = None
+    face_probability: FiniteFloat | None = None
     """The detector's confidence in the largest face, in [0, 1]."""
     left_out: bool = False
     """The picture is itself one of several reference photos and was compared with the mean of the others."""
@@ -35,3 +42,24 @@ class ImageScore(BaseModel):
     def key(self) -> str:
         """What makes it the same picture in two trials: its file's name, which says prompt and seed."""
         return Path(self.file).name
+
+    @property
+    def counted(self) -> float:
+        """What the picture counts in a mean of face similarities, with or without a face."""
+        return NO_FACE_SIMILARITY if self.face_similarity is None else self.face_similarity
+
+
+class Score(_Record):
+    """The scores of a set of pictures."""
+
+    face_similarity: FiniteFloat
+    """Mean over all pictures, in [-1, 1]; one without a face counts 0."""
+    prompt_alignment: FiniteFloat | None = None
+    """Mean over all pictures, in [-1, 1]; null without prompts."""
+    num_images: int = Field(ge=1)
+    num_faces: int = Field(ge=0)
+    """Pictures with a face."""
+    face_encoder: str
+    """Weights and crop: scores of different encoders are not comparable."""
+    clip: str | None = None
+    images: tuple[ImageScore, ...]

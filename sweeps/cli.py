@@ -20,7 +20,7 @@ from rich.table import Table
 from sweeps.wording import learning_rate_text
 
 if TYPE_CHECKING:
-    from evaluation.score import Score
+    from evaluation.scores import Score
     from sweeps.results.leaderboard import Row
     from sweeps.results.rows import Results
 
@@ -142,7 +142,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score any folder of pictures by likeness to the photos and, with --prompts, by prompt alignment."""
-    from evaluation.face import load_face_encoder
+    from evaluation.face_encoders import load_face_encoder
     from evaluation.prompt import load_clip, parse_clip
     from evaluation.score import score_folder
 

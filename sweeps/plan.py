@@ -15,12 +15,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from evaluation.checks import check_clip, check_render
+from evaluation.face_encoders import check_face_encoder
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.ledger.folder import RunFolder
 from sweeps.search.listed import listed_trials, num_planned
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.config import LoraConfig, MethodConfig
+from training.photos import check_photos
+from training.pictures import find_photos
+from training.stable_diffusion import check_base_model
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG of a photograph."""
@@ -93,12 +98,6 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
     Raises:
         ValueError: the first thing that would not work.
     """
-    from evaluation.face import check_face_encoder
-    from evaluation.prompt import check_clip
-    from evaluation.render import check_render
-    from training.photos import check_photos
-    from training.stable_diffusion import check_base_model
-
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
     check_base_model(config.base_model)
@@ -110,8 +109,6 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
 
 
 def _check_references(folder: Path | None) -> None:
-    from training.pictures import find_photos
-
     if folder is None:
         return
     try:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from evaluation.checks import check_render
 from evaluation.config import RenderConfig
 from evaluation.generate import generation_dtype
-from evaluation.render import Render, check_render, contact_sheet, render_references
+from evaluation.render import Render, contact_sheet, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL

@@ -16,7 +16,15 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-SHAPED = ["training.loss", "evaluation.face", "evaluation.prompt"]
+SHAPED = [
+    "training.loss",
+    "evaluation.face",
+    "evaluation.references",
+    "evaluation.detection",
+    "evaluation.facenet",
+    "evaluation.dlib_face",
+    "evaluation.prompt",
+]
 install_import_hook(SHAPED, "beartype.beartype")  # shapes are checked in tests and free in production
 
 

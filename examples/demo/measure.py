@@ -27,9 +27,11 @@ from scipy.stats import rankdata, spearmanr
 from world import CHOICES, Identity, Shot
 
 from evaluation.config import ClipConfig, EvaluationConfig
-from evaluation.face import FaceEncoder, References, embed_references, load_face_encoder
+from evaluation.face import FaceEncoder
+from evaluation.face_encoders import load_face_encoder
 from evaluation.generate import generate
 from evaluation.prompt import ClipScorer, load_clip
+from evaluation.references import References, embed_references
 from evaluation.score import score_images
 from training.checkpoint import load_pipeline
 from training.config import DreamBoothConfig, LoraConfig, SubjectConfig

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from evaluation.config import EvaluationConfig
-from evaluation.face import References, load_face_encoder
+from evaluation.face_encoders import load_face_encoder
 from evaluation.generate import generate, generation_dtype, load_images, save_images
 from evaluation.prompt import load_clip
+from evaluation.references import References
 from evaluation.score import score_images
 from sweeps.config import SweepConfig, rare_token
 from sweeps.ledger.folder import RunFolder

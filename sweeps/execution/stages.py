@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from evaluation.checks import check_clip, check_render
 from evaluation.config import FaceConfig, RenderConfig
-from evaluation.face import embed_references, largest_box, load_face_encoder
-from evaluation.prompt import check_clip, load_clip
-from evaluation.render import check_render
+from evaluation.face import largest_box
+from evaluation.face_encoders import load_face_encoder
+from evaluation.prompt import load_clip
+from evaluation.references import embed_references
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder

@@ -123,7 +123,7 @@ def compare_prompt_alignment(a: Row, b: Row) -> Difference:
 
 
 def _face_similarities(row: Row) -> dict[str, float]:
-    return {image.key: image.face_similarity or 0.0 for image in row.image_scores}
+    return {image.key: image.counted for image in row.image_scores}
 
 
 def _prompt_alignments(row: Row) -> dict[str, float]:

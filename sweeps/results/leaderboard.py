@@ -105,7 +105,7 @@ def _row(settings: dict[str, Any], entry: ScoredCheckpoint) -> Row:
     return Row.model_construct(  # both parts have been validated
         **dict(entry),
         **settings,
-        face_similarity_interval=bootstrap_interval([image.face_similarity or 0.0 for image in entry.image_scores]),
+        face_similarity_interval=bootstrap_interval([image.counted for image in entry.image_scores]),
         prompt_alignment_interval=bootstrap_interval(aligned),
     )
 

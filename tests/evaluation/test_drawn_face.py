@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from evaluation.drawn_face import DrawnFaceEncoder
-from evaluation.face import embed_references, face_similarity, load_face_encoder
+from evaluation.face import face_similarity
+from evaluation.face_encoders import load_face_encoder
+from evaluation.references import embed_references
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 FOLDER = DEMO / "family" / "face_encoder"

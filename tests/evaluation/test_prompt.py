@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from evaluation.config import ClipConfig
-from evaluation.prompt import check_clip, load_clip, parse_clip, prompt_alignment, without_rare_token
+from evaluation.prompt import load_clip, parse_clip, prompt_alignment
 
 PROMPTS = ["a photo of sks woman", "sks woman in a garden", "a portrait of woman, smiling"]
 
@@ -21,48 +19,6 @@ PROMPTS = ["a photo of sks woman", "sks woman in a garden", "a portrait of woman
 def pictures(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for _ in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "read"),
-    [
-        ("a photo of sks woman", "a photo of woman"),
-        ("sks woman in a garden", "woman in a garden"),
-        ("a photo of SKS", "a photo of"),
-        ("a photo of woman, sks, smiling", "a photo of woman, smiling"),
-        ("a photo of (sks) woman", "a photo of woman"),
-        ("portrait of sks.", "portrait of."),
-        ("sks sks woman", "woman"),
-        ("asks, sksual and sks-like words", "asks, sksual and sks-like words"),
-        ("no token ,  oddly  spaced", "no token ,  oddly  spaced"),
-    ],
-)
-def test_the_rare_token_goes_as_a_whole_word(prompt: str, read: str) -> None:
-    """The token's word is taken out with the space and punctuation it leaves; parts of other words stay."""
-    assert without_rare_token(prompt, "sks") == read
-
-
-def test_a_rare_token_of_several_words_goes_as_one() -> None:
-    """Words that name the person only together are taken out only together."""
-    assert without_rare_token("photo of olis  zwx man in zwx", "olis zwx") == "photo of man in zwx"
-    assert without_rare_token("photo of c++ man", "c++") == "photo of man"
-
-
-def test_a_prompt_of_nothing_but_the_token_is_refused() -> None:
-    """CLIP cannot judge a picture by an empty text."""
-    with pytest.raises(ValueError, match="nothing is left"):
-        without_rare_token(" (sks), ", "sks")
-
-
-@given(st.lists(st.sampled_from(["sks", "woman", ",", "a", "(", ")", "in", "SKS", "photo."]), min_size=1).map(" ".join))
-def test_taking_the_token_out_twice_changes_nothing(prompt: str) -> None:
-    """What CLIP reads never holds the token, and is the same taken out once or twice."""
-    try:
-        once = without_rare_token(prompt, "sks")
-    except ValueError:
-        return
-    assert "sks" not in once.lower().split()
-    assert without_rare_token(once, "sks") == once
 
 
 def test_alignment_is_a_cosine() -> None:
@@ -134,28 +90,6 @@ def test_weights_of_another_model_are_refused(tiny_clip: str, tmp_path: Path) ->
     shutil.copy(source / "open_clip_model.safetensors", tmp_path)
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_clip(ClipConfig(model=f"local-dir:{tmp_path}", pretrained=None))
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (ClipConfig(model="ViT-B-33"), "ViT-B-32"),
-        (ClipConfig(pretrained=None), "needs `pretrained`"),
-        (ClipConfig(pretrained="laion2b_s34b"), "laion2b_s34b_b79k"),
-        (ClipConfig(model="local-dir:/nowhere", pretrained=None), "open_clip_config.json"),
-        (ClipConfig(), "cannot be downloaded"),
-        (ClipConfig(model="hf-hub:someone/something", pretrained=None), "cannot be downloaded"),
-    ],
-)
-def test_a_clip_that_cannot_be_loaded_is_refused(config: ClipConfig, message: str) -> None:
-    """An unknown model or tag, no weights, or weights out of reach: told with what would do."""
-    with pytest.raises(ValueError, match=message):
-        check_clip(config)
-
-
-def test_a_sweep_for_another_machine_needs_no_weights_here() -> None:
-    """A known model and tag pass where the weights are asked for later."""
-    check_clip(ClipConfig(), weights_present=False)
 
 
 def test_weights_with_another_gelu_get_it(monkeypatch: pytest.MonkeyPatch, tiny_clip: str) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.face import FaceEncoder, embed_references, load_face_encoder
+from evaluation.face import FaceEncoder
+from evaluation.face_encoders import load_face_encoder
+from evaluation.references import embed_references
 from evaluation.score import score_folder
 from training.pictures import find_pictures
 

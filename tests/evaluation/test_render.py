@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from evaluation.checks import check_render
 from evaluation.config import RenderConfig
 from evaluation.render import (
     Render,
-    check_render,
     condition_image,
     contact_sheet,
     load_controlnet,
@@ -178,32 +178,6 @@ def test_a_contact_sheet_shows_every_trial(references: list[Path]) -> None:
         contact_sheet({"first": [render("a", "blue")], "second": [render("b", "blue")]})
     with pytest.raises(ValueError, match="1 or more"):
         contact_sheet({})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"detector": "cany"}, "render.detector: need one of canny.*got 'cany'"),
-        ({"low_threshold": 201}, "low_threshold <= high_threshold"),
-        ({"references": [Path("nowhere.png")]}, r"nowhere\.png"),
-        ({"controlnet": "/nowhere/controlnet"}, "folder or a hub id"),
-        ({"controlnet": "someone/no-controlnet"}, "someone/no-controlnet"),
-        ({"detector": "openpose"}, "openpose has to be downloaded"),
-    ],
-)
-def test_renders_that_cannot_be_made_are_refused(
-    changes: dict[str, Any], message: str, references: list[Path], tiny_controlnet: str
-) -> None:
-    """Before anything is trained: unknown detector, crossed thresholds, missing reference or weights."""
-    check_render(config(references, tiny_controlnet))
-    with pytest.raises(ValueError, match=message):
-        check_render(config(references, tiny_controlnet).model_copy(update=changes))
-
-
-def test_a_sweep_for_another_machine_needs_no_weights_here(references: list[Path]) -> None:
-    """A hub id passes where its weights are asked for later; so does a sweep without renders."""
-    check_render(config(references, "lllyasviel/sd-controlnet-canny"), weights_present=False)
-    check_render(RenderConfig())
 
 
 def test_a_controlnet_of_another_layout_is_refused(

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.config import ClipConfig
-from evaluation.face import embed_references
+from evaluation.face import FaceEncoder
+from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
-from evaluation.score import PictureFile, Score, read_prompts, score_folder, score_images
-from tests.evaluation.test_face import ColourEncoder, colour_photos
+from evaluation.references import embed_references
+from evaluation.score import PictureFile, read_prompts, score_folder, score_images
+from evaluation.scores import Score
+from tests.evaluation.colour_faces import ColourEncoder, colour_photos
 
 RED, GREEN, BLACK, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 0), (90, 90, 90)
 
 
 def pictures(*colours: tuple[int, int, int], prompt: str | None = None) -> list[PictureFile]:
     return [PictureFile(f"{i}.png", Image.new("RGB", (10, 10), c), prompt, i) for i, c in enumerate(colours)]
+
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+
+
+@pytest.fixture(scope="module")
+def demo_encoder() -> FaceEncoder:
+    """The demo's judge of drawn faces."""
+    return load_face_encoder(str(DEMO / "family" / "face_encoder"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +133,64 @@ def test_a_folder_scored_against_itself_leaves_each_photo_out(tmp_path: Path) ->
     (photo,) = colour_photos(tmp_path / "alone", RED)
     alone = score_folder(tmp_path / "alone", [photo], ColourEncoder())
     assert (alone.face_similarity, alone.images[0].left_out) == (pytest.approx(1), False)
+
+
+def test_photos_in_kohyas_subfolders_are_references_too(tmp_path: Path) -> None:
+    """`10_sks woman` counts as its photos do beside it; the pictures to score are only those of the folder itself."""
+    flat, kohya, images = tmp_path / "flat", tmp_path / "kohya", tmp_path / "images"
+    for folder, colours in (
+        (flat, (RED, GREEN)),
+        (kohya, (RED,)),
+        (kohya / "10_sks woman", (GREEN,)),
+        (images, (GREY,)),
+        (images / "10_sks woman", (RED,)),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        colour_photos(folder, *colours)
+    score = score_folder(images, kohya, ColourEncoder())
+    assert score == score_folder(images, flat, ColourEncoder())
+    assert score != score_folder(images, kohya / "10_sks woman", ColourEncoder())
+    assert score.num_images == 1
+
+
+def save_16_bit_grey(grey: Image.Image, path: Path) -> None:
+    """A grey picture with 16 bits a pixel, the way scanners write it."""
+    Image.fromarray(np.asarray(grey.convert("L"), dtype=np.uint16) * 257).save(path)
+
+
+def save_cut_out(picture: Image.Image, path: Path) -> None:
+    """A picture whose white parts are transparent, with another colour in them that nobody sees."""
+    pixels = np.asarray(picture)
+    white = (pixels == 255).all(axis=2, keepdims=True)
+    hidden = np.where(white, np.uint8([0, 90, 30]), pixels)
+    Image.fromarray(np.concatenate([hidden, np.where(white, 0, 255).astype(np.uint8)], axis=2)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "save"), [("L", save_16_bit_grey), ("RGB", save_cut_out)], ids=["16-bit grey", "cut out"]
+)
+def test_a_file_format_changes_no_score(
+    tmp_path: Path, mode: str, save: Callable[[Image.Image, Path], None], demo_encoder: FaceEncoder
+) -> None:
+    """Photos and pictures are read alike: what looks the same in another kind of file scores the same in either place.
+
+    And it is known to be the same photo, so that it is not compared with itself.
+    """
+    for name, numbers in (("photos", (0, 1, 2)), ("pictures", (4, 5))):
+        for folder in ("plain", "other"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        for number in numbers:
+            picture = Image.open(DEMO / "photos" / f"{number:03d}.png").convert(mode).convert("RGB")
+            picture.paste("white", (0, 0, picture.width, 40))
+            picture.save(tmp_path / "plain" / name / f"{number}.png")
+            save(picture, tmp_path / "other" / name / f"{number}.png")
+    plain = score_folder(tmp_path / "plain" / "pictures", tmp_path / "plain" / "photos", demo_encoder)
+    assert plain.num_faces == 2
+    for pictures_as, photos_as in (("plain", "other"), ("other", "plain"), ("other", "other")):
+        other = score_folder(tmp_path / pictures_as / "pictures", tmp_path / photos_as / "photos", demo_encoder)
+        assert other == plain, (pictures_as, photos_as)
+    themselves = score_folder(tmp_path / "other" / "photos", tmp_path / "plain" / "photos", demo_encoder)
+    assert all(image.left_out for image in themselves.images)
 
 
 def test_prompts_reach_the_pictures_of_a_folder(tmp_path: Path, red_photos: list[Path], tiny_clip: str) -> None:

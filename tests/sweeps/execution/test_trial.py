@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluation.face import References
+from evaluation.references import References
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
