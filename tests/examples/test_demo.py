@@ -50,9 +50,9 @@ def test_the_demo_finds_that_training_brings_likeness(run_dir: Path) -> None:
     results = read_results(run_dir)
     assert results.num_by_status == {"finished": 3}
     assert results.base is not None
-    assert results.base.face_similarity_high is not None
+    assert results.base.face_similarity_interval is not None
     trained = [row for row in results.rows if not row.is_base]
-    assert max(row.face_similarity for row in trained) > results.base.face_similarity_high + 0.1
+    assert max(row.face_similarity for row in trained) > results.base.face_similarity_interval.high + 0.1
     assert results.champion.row in trained
     assert all(row.num_faces >= 0.9 * row.num_images for row in results.rows)
     likeness = {row.rank: row.face_similarity for row in trained}

@@ -1,0 +1,64 @@
+"""Verbs that answer at once: what they import, looked at in fresh interpreters. No clock is asked.
+
+pytest tests/sweeps/test_light_verbs.py     a few seconds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.demo import demo_sweep_file
+from tests.sweeps.fake_run import build_run
+
+HEAVY = {"ray", "optuna", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip", "facenet_pytorch"}
+
+CALL = """
+import json, sys
+from sweeps.cli import main
+sys.argv = ["dreamsweep", *json.loads(sys.argv[1])]
+code = 0
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code or 0
+print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def heavy_modules_of(*arguments: str) -> set[str]:
+    """Call the command in a new process, see it succeed, and tell which heavy packages it has loaded."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", CALL, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["code"] == 0, done.stderr
+    return HEAVY & set(said["modules"])
+
+
+def test_help_and_check_load_nothing_heavy() -> None:
+    """A sweep file with everything in it is checked without torch, Ray or Optuna."""
+    assert heavy_modules_of("--help") == set()
+    assert heavy_modules_of("check", str(demo_sweep_file())) == set()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_search_is_planned_without_the_library_that_will_lead_it(sampler: str) -> None:
+    """Whichever sampler the file names."""
+    arguments = ("--set", f"search.sampler={sampler}", "--set", "search.num_trials=5")
+    assert heavy_modules_of("check", str(demo_sweep_file()), *arguments) == set()
+
+
+@pytest.mark.parametrize("verb", ["show", "report"])
+def test_a_run_is_read_without_what_made_it(verb: str, tmp_path: Path) -> None:
+    """The leaderboard and the page need the files alone."""
+    assert heavy_modules_of(verb, str(build_run(tmp_path / "ada", num_trials=3))) == set()
