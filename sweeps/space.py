@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig
+from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, scoring_steps
 
 TrialConfig = LoraConfig | DreamBoothConfig
 METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
@@ -259,10 +259,8 @@ def scoring_points(config: TrialConfig, at_steps: Sequence[int]) -> list[int]:
     Under a schedule that does not know the horizon a checkpoint at step s equals the end of a run of s steps, so one
     run serves all points. Under any other it does not, and only the end of a run is a point.
     """
-    last = config.max_train_steps
-    if config.lr_scheduler not in HORIZON_FREE_SCHEDULES:
-        return [last]
-    return sorted({*(step for step in at_steps if step < last), last})
+    knows_its_end = config.lr_scheduler not in HORIZON_FREE_SCHEDULES
+    return scoring_steps([] if knows_its_end else at_steps, config.max_train_steps)
 
 
 def open_length(space: MethodSpace, config: TrialConfig, at_steps: Sequence[int]) -> Choices | None:
@@ -272,8 +270,7 @@ def open_length(space: MethodSpace, config: TrialConfig, at_steps: Sequence[int]
     """
     if config.lr_scheduler in HORIZON_FREE_SCHEDULES or not _is_fixed(space.get("max_train_steps")):
         return None
-    last = config.max_train_steps
-    return Choices(choices=tuple(sorted({*(step for step in at_steps if step < last), last})))
+    return Choices(choices=tuple(scoring_steps(at_steps, config.max_train_steps)))
 
 
 def _is_fixed(value: Value) -> bool:

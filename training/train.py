@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from training.batches import Batch, PromptEncoder, Stream, draw_batch, seed_at
 from training.checkpoint import Checkpoint, load_training_state, save_checkpoint
-from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig
+from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
 from training.dataset import Dataset
 from training.files import remove_parts
 from training.loss import dreambooth_loss, prediction_target
@@ -71,11 +71,6 @@ def train(
     if resume_from is not None:
         _check_resume(config, resume_from)
     return _checkpoints(config, dataset, at_steps, resume_from, Path(out_dir), device, on_step)
-
-
-def scoring_steps(at_steps: Iterable[int], max_train_steps: int) -> list[int]:
-    """The steps of `at_steps` that a run reaches, in order, and its last step."""
-    return sorted({step for step in at_steps if 0 < step < max_train_steps} | {max_train_steps})
 
 
 def check_training(config: TrainConfig, device: torch.device | str | None = None) -> None:

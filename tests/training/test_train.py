@@ -28,7 +28,7 @@ from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
 from training.methods import TrainedModules, copy_for_training
 from training.stable_diffusion import base_pipeline, frozen_module, load_base_model, shared_copy
-from training.train import NonFiniteLoss, check_training, scoring_steps, train
+from training.train import NonFiniteLoss, check_training, train
 
 CPU = torch.device("cpu")
 
@@ -462,14 +462,6 @@ def test_a_gpu_trains_in_every_precision_and_goes_on(
 
 
 # --- steps, order, refusals ------------------------------------------------------------------------------------
-
-
-def test_scoring_steps_are_sorted_reachable_and_end_with_the_last() -> None:
-    """Steps beyond the run fall away and its last step is always one."""
-    assert scoring_steps([400, 200, 200, 800], 500) == [200, 400, 500]
-    assert scoring_steps([], 5) == [5]
-    assert scoring_steps([5], 5) == [5]
-    assert scoring_steps([0, -3, 1], 2) == [1, 2]
 
 
 @pytest.mark.parametrize("epoch_length", [1, 5, 12])
