@@ -97,8 +97,8 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
     from evaluation.face import check_face_encoder
     from evaluation.prompt import check_clip
     from evaluation.render import check_render
+    from training.base_model import check_base_model
     from training.photos import check_photos
-    from training.stable_diffusion import check_base_model
 
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
