@@ -185,7 +185,9 @@ def _advance(run: _Run, to_step: int, on_step: Callable[[int, float], None] | No
             for _ in range(run.config.gradient_accumulation_steps):
                 micro_step = run.step * run.config.gradient_accumulation_steps + len(losses)
                 with accelerator.accumulate(run.modules.unet):
-                    batch = draw_batch(run.config, run.dataset, micro_step)
+                    batch = draw_batch(
+                        run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps
+                    )
                     _seed_dropout(seed_at(run.config.seed, micro_step, Stream.DROPOUT), run.device)
                     with accelerator.autocast():
                         loss = _loss(run, batch)

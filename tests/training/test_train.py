@@ -31,6 +31,8 @@ from training.stable_diffusion import base_pipeline, frozen_module, load_base_mo
 from training.train import NonFiniteLoss, check_training, train
 
 CPU = torch.device("cpu")
+NUM_TIMESTEPS = 1000
+"""Noise levels of the tiny base model, as Stable Diffusion 1.5 has them."""
 
 LORA = LoraConfig(
     rank=3,
@@ -136,7 +138,7 @@ def upstream_weights(
             optimizer.param_groups[0]["lr"] = config.learning_rate * factor
         for micro_step in range(config.gradient_accumulation_steps):
             position = step * config.gradient_accumulation_steps + micro_step
-            batch = draw_batch(config, dataset, position)
+            batch = draw_batch(config, dataset, position, schedule.config.num_train_timesteps)
             torch.manual_seed(seed_at(config.seed, position, Stream.DROPOUT))
             tokens = pipeline.tokenizer(batch.prompts, padding="max_length", max_length=77, return_tensors="pt")
             words = text_encoder(tokens.input_ids, return_dict=False)[0]
@@ -479,14 +481,14 @@ def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own(epoch_lengt
 
 def test_a_batch_is_a_function_of_seed_and_position(dataset: Dataset) -> None:
     """Drawn in any order, whatever else was drawn before: the same pictures, flips, noise and timesteps."""
-    forwards = [draw_batch(DREAMBOOTH, dataset, position) for position in range(3)]
+    forwards = [draw_batch(DREAMBOOTH, dataset, position, NUM_TIMESTEPS) for position in range(3)]
     torch.manual_seed(5)
-    backwards = [draw_batch(DREAMBOOTH, dataset, position) for position in (2, 1, 0)][::-1]
+    backwards = [draw_batch(DREAMBOOTH, dataset, position, NUM_TIMESTEPS) for position in (2, 1, 0)][::-1]
     for first, second in zip(forwards, backwards, strict=True):
         assert first.prompts == second.prompts
         for name in ("latents", "noise", "timesteps"):
             assert torch.equal(getattr(first, name), getattr(second, name))
-    others = [*forwards[1:], draw_batch(DREAMBOOTH.model_copy(update={"seed": 9}), dataset, 0)]
+    others = [*forwards[1:], draw_batch(DREAMBOOTH.model_copy(update={"seed": 9}), dataset, 0, NUM_TIMESTEPS)]
     assert not any(torch.equal(forwards[0].noise, other.noise) for other in others)
 
 
@@ -501,16 +503,26 @@ def test_repeats_weigh_photos_in_an_epoch(dataset: Dataset) -> None:
     names = tuple(f"photo {number}" for number in range(6))
     weighted = replace(dataset, repeats=(3, 1, 1, 1, 1, 1), prompts=names)
     config = LoraConfig(train_batch_size=8)
-    prompts = draw_batch(config, weighted, 0).prompts
+    prompts = draw_batch(config, weighted, 0, NUM_TIMESTEPS).prompts
     assert sorted(prompts) == sorted(["photo 0"] * 2 + list(names))
 
 
 def test_a_batch_with_prior_is_instances_then_classes(dataset: Dataset) -> None:
     """With prior preservation each instance picture has its class picture in the second half."""
-    batch = draw_batch(DREAMBOOTH, dataset, 0)
+    batch = draw_batch(DREAMBOOTH, dataset, 0, NUM_TIMESTEPS)
     assert batch.prompts == ["a photo of sks woman"] * 2 + ["a photo of a woman"] * 2
     assert batch.latents.shape == batch.noise.shape == (4, 4, 8, 8)
     assert batch.timesteps.shape == (4,)
+
+
+def test_timesteps_are_all_the_levels_of_the_base_models_schedule(dataset: Dataset) -> None:
+    """Uniform over [0, num_train_timesteps), whatever number of noise levels the base model has."""
+    config = LoraConfig(train_batch_size=200)
+    for num_train_timesteps in (3, 50):
+        timesteps = draw_batch(config, dataset, 0, num_train_timesteps).timesteps
+        assert timesteps.dtype == torch.int64
+        assert set(timesteps.tolist()) <= set(range(num_train_timesteps))
+        assert len(timesteps.unique()) > 0.9 * num_train_timesteps
 
 
 def test_latents_are_drawn_anew_every_step(dataset: Dataset) -> None:
@@ -522,7 +534,7 @@ def test_latents_are_drawn_anew_every_step(dataset: Dataset) -> None:
         repeats=(1,),
         prompts=("x",),
     )
-    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i).latents for i in range(20)])
+    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i, NUM_TIMESTEPS).latents for i in range(20)])
     scatter = ((draws - one.latents.mean) / one.latents.std).flatten()
     assert abs(scatter.mean()) < 0.02
     assert abs(scatter.std() - 1) < 0.02
