@@ -20,6 +20,7 @@ from peft import LoraConfig as PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import training.step
 import training.train
 from tests.training.conftest import NUM_CLASS_IMAGES
 from training.batches import PromptEncoder, Stream, draw_batch, picture_at, seed_at
@@ -377,7 +378,7 @@ def test_closing_the_generator_frees_the_trials_modules(
         alive.append(weakref.ref(modules.unet))
         return modules
 
-    monkeypatch.setattr(training.train, "copy_for_training", remember)
+    monkeypatch.setattr(training.step, "copy_for_training", remember)
     checkpoints = train(LORA, dataset, [1], out_dir=tmp_path, device="cpu")
     checkpoint = next(checkpoints)
     assert alive[0]() is not None
