@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig
 from training.dataset import Dataset
 from training.files import remove_parts
 from training.stable_diffusion import choose_device
+from training.stats import STATS_FILE, StatsWriter, StepStats, peak_resident_bytes
 from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run
 
 
@@ -48,7 +51,7 @@ def train(
         dataset: from `load_dataset`; its `base_model` is fine-tuned.
         at_steps: optimizer steps at which checkpoints are wanted; the last step is always one.
         resume_from: go on from this checkpoint (see `latest_checkpoint`), yielding only later ones.
-        out_dir: the checkpoints' parent folder.
+        out_dir: the parent folder of the checkpoints and of `stats.jsonl` (see `read_stats`).
         device: default: the GPU where there is one.
         on_step: called with (step, loss) after every optimizer step.
 
@@ -94,11 +97,12 @@ def _checkpoints(
     remove_parts(out_dir)
     run = start_run(config, dataset, device, resume_from)
     try:
-        for step in scoring_steps(at_steps, config.max_train_steps):
-            if step > run.step:
-                _advance(run, step, on_step)
-                _check_weights(run)
-                yield save_checkpoint(out_dir, config, run.modules, run.step, dataset.base_model, run.training_state())
+        with closing(StatsWriter(out_dir / STATS_FILE, run.step)) as stats:
+            for step in scoring_steps(at_steps, config.max_train_steps):
+                if step > run.step:
+                    _advance(run, step, stats, on_step)
+                    stats.sync()  # first, so that no checkpoint is there without its steps
+                    yield _save(run, out_dir)
     finally:
         del run
         gc.collect()
@@ -106,16 +110,31 @@ def _checkpoints(
             torch.cuda.empty_cache()
 
 
-def _advance(run: TrainingRun, to_step: int, on_step: Callable[[int, float], None] | None) -> None:
-    """Take optimizer steps until `to_step`."""
+def _advance(run: TrainingRun, to_step: int, stats: StatsWriter, on_step: Callable[[int, float], None] | None) -> None:
+    """Take optimizer steps until `to_step`, and write each down."""
     while run.step < to_step:
-        losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
-        apply_gradients(run)
-        loss = sum(loss.item() for loss in losses) / len(losses)  # read last: until here a GPU need not be waited for
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
+        taken = _take_step(run)
+        stats.append(taken)
         if on_step:
-            on_step(run.step, loss)
+            on_step(taken.step, taken.loss)
+
+
+def _take_step(run: TrainingRun) -> StepStats:
+    start, learning_rate = time.perf_counter(), run.learning_rate
+    losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
+    gradient_norm = apply_gradients(run).item()  # nothing is read before: until here a GPU need not be waited for
+    loss = sum(loss.item() for loss in losses) / len(losses)
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
+    on_gpu = run.device.type == "cuda"
+    return StepStats(
+        step=run.step,
+        loss=loss,
+        learning_rate=learning_rate,
+        gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(run.device) if on_gpu else peak_resident_bytes(),
+    )
 
 
 def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
@@ -128,9 +147,10 @@ def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
     return loss.detach()
 
 
-def _check_weights(run: TrainingRun) -> None:
-    if not all(bool(parameter.isfinite().all()) for parameter in run.modules.parameters()):
+def _save(run: TrainingRun, out_dir: Path) -> Checkpoint:
+    if not torch.stack([parameter.isfinite().all() for parameter in run.modules.parameters()]).all():
         raise NonFiniteLoss(f"training ran away: weights that are no numbers at step {run.step}; lower learning_rate")
+    return save_checkpoint(out_dir, run.config, run.modules, run.step, run.dataset.base_model, run.training_state())
 
 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:

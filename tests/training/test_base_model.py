@@ -18,6 +18,7 @@ TORCH_FREE = [
     "training.paths",
     "training.photos",
     "training.pictures",
+    "training.stats",
 ]
 
 IMPORT_AND_LIST = """

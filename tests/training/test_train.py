@@ -557,7 +557,7 @@ def test_a_run_that_runs_away_ends_with_a_reason(dataset: Dataset, tmp_path: Pat
     )
     with pytest.raises(NonFiniteLoss, match="step 1"):
         last(train(LORA, broken, [], out_dir=tmp_path, device="cpu"))
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"stats.jsonl": 0}
 
 
 def test_going_on_with_another_config_is_refused(dataset: Dataset, tmp_path: Path) -> None:
