@@ -22,10 +22,10 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.search.listed import listed_trials, num_planned
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
+from training.base_model import check_base_model
 from training.config import LoraConfig, MethodConfig
 from training.photos import check_photos
 from training.pictures import find_photos
-from training.stable_diffusion import check_base_model
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG of a photograph."""

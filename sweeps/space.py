@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sweeps.ledger.identity import config_hash
 from sweeps.wording import shorten, unknown_key
-from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig
+from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig, scoring_steps
 
 Scalar = bool | int | float | str | None
 
@@ -242,10 +242,8 @@ def scoring_points(config: MethodConfig, at_steps: Sequence[int]) -> list[int]:
     Under a schedule that does not know the horizon a checkpoint at step s equals the end of a run of s steps, so one
     run serves all points. Under any other it does not, and only the end of a run is a point.
     """
-    last = config.max_train_steps
-    if config.lr_scheduler not in HORIZON_FREE_SCHEDULES:
-        return [last]
-    return sorted({*(step for step in at_steps if step < last), last})
+    knows_its_end = config.lr_scheduler not in HORIZON_FREE_SCHEDULES
+    return scoring_steps([] if knows_its_end else at_steps, config.max_train_steps)
 
 
 def open_length(space: MethodSpace, config: MethodConfig, at_steps: Sequence[int]) -> Choices | None:
@@ -255,8 +253,7 @@ def open_length(space: MethodSpace, config: MethodConfig, at_steps: Sequence[int
     """
     if config.lr_scheduler in HORIZON_FREE_SCHEDULES or not _is_fixed(space.get("max_train_steps")):
         return None
-    last = config.max_train_steps
-    return Choices(choices=tuple(sorted({*(step for step in at_steps if step < last), last})))
+    return Choices(choices=tuple(scoring_steps(at_steps, config.max_train_steps)))
 
 
 def _is_fixed(value: Value) -> bool:

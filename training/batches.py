@@ -43,14 +43,20 @@ class Batch:
     noise: Tensor
     """float32 [B, 4, h, w], standard normal."""
     timesteps: Tensor
-    """int64 [B] in [0, 1000), each picture its own."""
+    """int64 [B] in [0, num_train_timesteps), each picture its own."""
     prompts: list[str]
 
 
-def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int) -> Batch:
-    """The batch number `micro_step` (from 0) of a run: a function of the config, the dataset and that number alone.
+def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int, num_train_timesteps: int) -> Batch:
+    """The batch number `micro_step` (from 0) of a run: a function of its arguments and nothing else.
 
     Flips, latents, noise and timesteps are drawn in this order, on the CPU, so that they are the same on any device.
+
+    Args:
+        config: the run's.
+        dataset: the run's.
+        micro_step: number of the forward pass, counted over the whole run.
+        num_train_timesteps: noise levels of the base model's schedule; 1000 for Stable Diffusion 1.5.
     """
     generator = torch.Generator().manual_seed(seed_at(config.seed, micro_step, Stream.BATCH))
     items = [photo for photo, repeats in enumerate(dataset.repeats) for _ in range(repeats)]
@@ -71,7 +77,7 @@ def draw_batch(config: TrainConfig, dataset: Dataset, micro_step: int) -> Batch:
         prompts += [dataset.class_prompt] * len(pictures)
     latents = mean + std * torch.randn(mean.shape, generator=generator)
     noise = torch.randn(mean.shape, generator=generator)
-    timesteps = torch.randint(0, 1000, (len(mean),), generator=generator)
+    timesteps = torch.randint(0, num_train_timesteps, (len(mean),), generator=generator)
     return Batch(latents, noise, timesteps, prompts)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig
 from training.files import sha256_of, whole_folder
 from training.layout import MANIFEST_FILE, STATE_FILE
-from training.methods import TrainedModules, pipeline_with_weights, save_weights
+from training.methods import LoraTensors, TrainedModules, pipeline_with_weights, save_weights
 from training.stable_diffusion import base_pipeline, choose_device
 
 _FOLDER = re.compile(r"checkpoint-(?P<step>\d+)")
@@ -50,15 +50,24 @@ class Checkpoint:
 def save_checkpoint(
     out_dir: Path,
     config: LoraConfig | DreamBoothConfig,
-    modules: TrainedModules,
+    weights: TrainedModules | LoraTensors,
     step: int,
     base_model: str,
     training_state: Mapping[str, Any],
 ) -> Checkpoint:
-    """Write `out_dir/checkpoint-<step>` as a whole, then drop the training state of older checkpoints."""
+    """Write `out_dir/checkpoint-<step>` as a whole, then drop the training state of older checkpoints.
+
+    Args:
+        out_dir: the trial's folder.
+        config: the trial's.
+        weights: what was trained; of a LoRA the bare tensors are enough.
+        step: optimizer steps taken.
+        base_model: what it was trained from.
+        training_state: nested dicts and lists of tensors and plain values, which `load_training_state` gives back.
+    """
     folder = out_dir / f"checkpoint-{step}"
     with whole_folder(folder) as part:
-        save_weights(config, modules, part)
+        save_weights(config, weights, part)
         record = {"method": config.method, "step": step, "base_model": base_model, "config": config.model_dump()}
         (part / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
         _save_tree(training_state, part / STATE_FILE)

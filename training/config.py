@@ -6,7 +6,7 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -122,3 +122,8 @@ MethodConfig = Annotated[LoraConfig | DreamBoothConfig, Field(discriminator="met
 """One trial's hyperparameters, told apart by `method`."""
 
 METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
+
+
+def scoring_steps(at_steps: Iterable[int], max_train_steps: int) -> list[int]:
+    """The steps of `at_steps` that a run reaches, in order, and its last step."""
+    return sorted({step for step in at_steps if 0 < step < max_train_steps} | {max_train_steps})

@@ -6,7 +6,7 @@ Either way the base model's frozen weights are never written into: a LoRA trains
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
@@ -45,6 +44,15 @@ class TrainedModules:
         return [parameter for module in modules for parameter in trainable(module)]
 
 
+@dataclass(frozen=True)
+class LoraTensors:
+    """A LoRA's weights under peft's names, as `{"mid_block. ... .to_q.lora_A.weight": [rank, in], ...}`."""
+
+    unet: Mapping[str, Tensor]
+    text_encoder: Mapping[str, Tensor] | None
+    """None where the text encoder stays frozen."""
+
+
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The weights of a module that an optimizer may change."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -61,7 +69,7 @@ def copy_for_training(
     if isinstance(config, LoraConfig):
         unet, text_encoder = _add_adapters(config, base_model)
         if resume_dir is not None:
-            _load_adapters(unet, text_encoder, resume_dir)
+            _set_adapters(unet, text_encoder, load_lora(resume_dir))
         place(unet, device, dtype, frozen_module(base_model, "unet", device, dtype))
         if text_encoder is not None:
             place(text_encoder, device, dtype, frozen_module(base_model, "text_encoder", device, dtype))
@@ -80,14 +88,50 @@ def copy_for_training(
     return TrainedModules(unet, text_encoder)
 
 
-def save_weights(config: TrainConfig, modules: TrainedModules, folder: Path) -> None:
+def save_weights(config: TrainConfig, weights: TrainedModules | LoraTensors, folder: Path) -> None:
     """Write what `load_lora_weights` or `from_pretrained` of plain diffusers reads."""
     if isinstance(config, LoraConfig):
-        _save_adapters(modules, folder)
-    else:
-        modules.unet.save_pretrained(folder / "unet", safe_serialization=True)
-        if modules.text_encoder is not None:
-            modules.text_encoder.save_pretrained(folder / "text_encoder")
+        save_lora(config, lora_tensors(weights) if isinstance(weights, TrainedModules) else weights, folder)
+        return
+    assert isinstance(weights, TrainedModules), "DreamBooth's weights are whole modules"
+    weights.unet.save_pretrained(folder / "unet", safe_serialization=True)
+    if weights.text_encoder is not None:
+        weights.text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def lora_tensors(modules: TrainedModules) -> LoraTensors:
+    """The adapters' weights in these modules."""
+    text_encoder = modules.text_encoder
+    return LoraTensors(
+        get_peft_model_state_dict(modules.unet),
+        None if text_encoder is None else get_peft_model_state_dict(text_encoder),
+    )
+
+
+def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
+    """Write `LORA_FILE` from bare tensors, which may be views of larger ones; no module is needed.
+
+    With them go the adapters' settings, without which alpha would come back as the rank.
+    """
+    _assert_as_configured(config, tensors)
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=_diffusers_named(tensors.unet),
+        text_encoder_lora_layers=None if tensors.text_encoder is None else _diffusers_named(tensors.text_encoder),
+        weight_name=LORA_FILE,
+        unet_lora_adapter_metadata=_adapter_settings(config, UNET_TARGETS),
+        text_encoder_lora_adapter_metadata=_adapter_settings(config, TEXT_ENCODER_TARGETS),
+    )
+
+
+def load_lora(folder: Path) -> LoraTensors:
+    """What `save_lora` wrote, on the CPU."""
+    state, _ = StableDiffusionPipeline.lora_state_dict(str(folder), weight_name=LORA_FILE)
+    unet, text_encoder = _under("unet.", state), _under("text_encoder.", state)
+    return LoraTensors(
+        convert_unet_state_dict_to_peft(unet),
+        convert_state_dict_to_peft(text_encoder) if text_encoder else None,
+    )
 
 
 def pipeline_with_weights(
@@ -152,45 +196,35 @@ def _adapter(config: LoraConfig, targets: list[str]) -> PeftConfig:
     )
 
 
-def _save_adapters(modules: TrainedModules, folder: Path) -> None:
-    layers = {"unet": convert_state_dict_to_diffusers(get_peft_model_state_dict(modules.unet))}
-    if modules.text_encoder is not None:
-        layers["text_encoder"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(modules.text_encoder))
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=layers["unet"],
-        text_encoder_lora_layers=layers.get("text_encoder"),
-        weight_name=LORA_FILE,
-        **_adapter_metadata(modules),
-    )
+def _adapter_settings(config: LoraConfig, targets: list[str]) -> dict[str, Any]:
+    """What peft records of an adapter, the same at every save: a set has no order that lasts."""
+    settings: dict[str, Any] = _adapter(config, targets).to_dict()
+    return {**settings, "target_modules": sorted(settings["target_modules"])}
 
 
-def _adapter_metadata(modules: TrainedModules) -> dict[str, dict[str, Any]]:
-    """The adapters' settings, without which alpha would come back as the rank; without the base model's path."""
-    collated: dict[str, dict[str, Any]] = _collate_lora_metadata(
-        {"unet": modules.unet, "text_encoder": modules.text_encoder}
-    )
-    for settings in collated.values():
-        settings["base_model_name_or_path"] = None
-        settings["target_modules"] = sorted(settings["target_modules"])
-    return collated
+def _diffusers_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = convert_state_dict_to_diffusers(dict(tensors))
+    return {name: tensor.contiguous() for name, tensor in named.items()}  # safetensors refuses strided views
 
 
-def _load_adapters(unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None, folder: Path) -> None:
-    state, _ = StableDiffusionPipeline.lora_state_dict(str(folder), weight_name=LORA_FILE)
-    _set_adapter(unet, convert_unet_state_dict_to_peft(_under("unet.", state)))
-    if text_encoder is not None:
-        _set_adapter(text_encoder, convert_state_dict_to_peft(_under("text_encoder.", state)))
+def _assert_as_configured(config: LoraConfig, tensors: LoraTensors) -> None:
+    """The file says the config's rank and modules of weights that must have them."""
+    assert (tensors.text_encoder is not None) == config.train_text_encoder, "text encoder: weights against config"
+    for name, tensor in {**tensors.unet, **(tensors.text_encoder or {})}.items():
+        rank = tensor.shape[0 if name.endswith("lora_A.weight") else 1]
+        assert rank == config.rank, f"rank {rank} in {name}, {config.rank} in the config"
 
 
-def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
-def _set_adapter(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    outcome = set_peft_model_state_dict(module, state, adapter_name="default")
-    left_out = [key for key in [*outcome.missing_keys, *outcome.unexpected_keys] if "lora_" in key]
-    assert not left_out, f"adapter weights without a counterpart: {left_out[:3]}"
+def _set_adapters(unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None, tensors: LoraTensors) -> None:
+    for module, state in ((unet, tensors.unet), (text_encoder, tensors.text_encoder)):
+        if module is not None:
+            outcome = set_peft_model_state_dict(module, state, adapter_name="default")
+            left_out = [key for key in [*outcome.missing_keys, *outcome.unexpected_keys] if "lora_" in key]
+            assert not left_out, f"adapter weights without a counterpart: {left_out[:3]}"
 
 
 def _unfrozen_copies(

@@ -16,13 +16,13 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from training.base_model import check_base_model
 from training.files import sha256_of
 
 # Bars for files that load in a second would tear the live table of a sweep apart.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
-PICKLE_SUFFIXES = frozenset({".ckpt", ".bin", ".pt", ".pth", ".pkl"})
 CONFIG_AND_WEIGHT_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
 
 Part = Literal["unet", "vae", "text_encoder"]
@@ -49,25 +49,6 @@ def load_base_model(base_model: str) -> StableDiffusionPipeline:
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False).eval()
     return pipeline
-
-
-def check_base_model(base_model: str) -> None:
-    """Refuse what can be seen to be no usable base model without loading or downloading it."""
-    path = Path(base_model)
-    if path.suffix in PICKLE_SUFFIXES:
-        raise ValueError(
-            f"base_model: {base_model} is a pickle, which can run code when it is opened; convert it to .safetensors "
-            "first (load it once with diffusers' StableDiffusionPipeline.from_single_file where you trust it, then "
-            "save_pretrained) and name the folder or the .safetensors file here"
-        )
-    if path.suffix == ".safetensors" and not path.is_file():
-        raise ValueError(f"base_model: no such file: {base_model}")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(f"base_model: a single file must be .safetensors, got {base_model}")
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise ValueError(f"base_model: {base_model} is no diffusers folder: it has no model_index.json")
-    if not path.exists() and not _looks_like_hub_id(base_model):
-        raise ValueError(f"base_model: no such file, folder or hub id: {base_model}")
 
 
 @functools.cache
@@ -282,11 +263,6 @@ def _check_layout(base_model: str, pipeline: StableDiffusionPipeline) -> None:
         raise ValueError(
             f"base_model: prediction_type must be epsilon or v_prediction, got {prediction_type} in {base_model}"
         )
-
-
-def _looks_like_hub_id(base_model: str) -> bool:
-    parts = base_model.split("/")
-    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
 
 
 def _digest_files(root: Path, files: list[Path]) -> str:

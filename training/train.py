@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from diffusers import DDPMScheduler
-from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from training.batches import Batch, PromptEncoder, Stream, draw_batch, seed_at
-from training.checkpoint import Checkpoint, load_training_state, save_checkpoint
-from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
 from training.dataset import Dataset
 from training.files import remove_parts
-from training.loss import dreambooth_loss, prediction_target
-from training.methods import TrainedModules, copy_for_training, trainable
-from training.stable_diffusion import choose_device, load_base_model, training_noise_schedule
+from training.stable_diffusion import choose_device
+from training.stats import STATS_FILE, StatsWriter, StepStats, peak_resident_bytes
+from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run
 
 
 class NonFiniteLoss(ValueError):  # noqa: N818 - it names what happened
@@ -57,7 +51,7 @@ def train(
         dataset: from `load_dataset`; its `base_model` is fine-tuned.
         at_steps: optimizer steps at which checkpoints are wanted; the last step is always one.
         resume_from: go on from this checkpoint (see `latest_checkpoint`), yielding only later ones.
-        out_dir: the checkpoints' parent folder.
+        out_dir: the parent folder of the checkpoints and of `stats.jsonl` (see `read_stats`).
         device: default: the GPU where there is one.
         on_step: called with (step, loss) after every optimizer step.
 
@@ -71,11 +65,6 @@ def train(
     if resume_from is not None:
         _check_resume(config, resume_from)
     return _checkpoints(config, dataset, at_steps, resume_from, Path(out_dir), device, on_step)
-
-
-def scoring_steps(at_steps: Iterable[int], max_train_steps: int) -> list[int]:
-    """The steps of `at_steps` that a run reaches, in order, and its last step."""
-    return sorted({step for step in at_steps if 0 < step < max_train_steps} | {max_train_steps})
 
 
 def check_training(config: TrainConfig, device: torch.device | str | None = None) -> None:
@@ -95,37 +84,6 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
         )
 
 
-@dataclass
-class _Run:
-    """Everything that a training step reads and changes."""
-
-    config: LoraConfig | DreamBoothConfig
-    dataset: Dataset
-    device: torch.device
-    modules: TrainedModules
-    encode_prompts: PromptEncoder
-    noise_schedule: DDPMScheduler
-    latent_scale: float
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
-    loss_scale: dict[str, Any]
-    """State of fp16's gradient scaler."""
-    step: int = 0
-
-    def training_state(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "loss_scale": self.loss_scale,
-        }
-
-    def load_training_state(self, state: dict[str, Any], step: int) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self.loss_scale = state["loss_scale"]
-        self.step = step
-
-
 def _checkpoints(
     config: LoraConfig | DreamBoothConfig,
     dataset: Dataset,
@@ -137,13 +95,14 @@ def _checkpoints(
 ) -> Iterator[Checkpoint]:
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_parts(out_dir)
-    run = _start(config, dataset, device, resume_from)
+    run = start_run(config, dataset, device, resume_from)
     try:
-        for step in scoring_steps(at_steps, config.max_train_steps):
-            if step > run.step:
-                _advance(run, step, on_step)
-                _check_weights(run)
-                yield save_checkpoint(out_dir, config, run.modules, run.step, dataset.base_model, run.training_state())
+        with closing(StatsWriter(out_dir / STATS_FILE, run.step)) as stats:
+            for step in scoring_steps(at_steps, config.max_train_steps):
+                if step > run.step:
+                    _advance(run, step, stats, on_step)
+                    stats.sync()  # first, so that no checkpoint is there without its steps
+                    yield _save(run, out_dir)
     finally:
         del run
         gc.collect()
@@ -151,143 +110,47 @@ def _checkpoints(
             torch.cuda.empty_cache()
 
 
-def _start(
-    config: LoraConfig | DreamBoothConfig, dataset: Dataset, device: torch.device, resume_from: Checkpoint | None
-) -> _Run:
-    base = load_base_model(dataset.base_model)
-    modules = copy_for_training(config, dataset.base_model, device, resume_from.dir if resume_from else None)
-    optimizer = _optimizer(config, modules)
-    run = _Run(
-        config=config,
-        dataset=dataset,
-        device=device,
-        modules=modules,
-        encode_prompts=PromptEncoder(base, modules.text_encoder, device),
-        noise_schedule=training_noise_schedule(base),
-        latent_scale=base.vae.config.scaling_factor,
-        optimizer=optimizer,
-        lr_scheduler=get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-            num_cycles=config.lr_num_cycles,
-            power=config.lr_power,
-        ),
-        loss_scale={},
-    )
-    if resume_from is not None:
-        run.load_training_state(load_training_state(resume_from), resume_from.step)
-    return run
+def _advance(run: TrainingRun, to_step: int, stats: StatsWriter, on_step: Callable[[int, float], None] | None) -> None:
+    """Take optimizer steps until `to_step`, and write each down."""
+    while run.step < to_step:
+        taken = _take_step(run)
+        stats.append(taken)
+        if on_step:
+            on_step(taken.step, taken.loss)
 
 
-def _advance(run: _Run, to_step: int, on_step: Callable[[int, float], None] | None) -> None:
-    """Take optimizer steps until `to_step`."""
-    with _accelerator(run) as accelerator, _forked_random_numbers(run.device):
-        optimizer = accelerator.prepare_optimizer(run.optimizer, device_placement=False)
-        while run.step < to_step:
-            losses: list[float] = []
-            for _ in range(run.config.gradient_accumulation_steps):
-                micro_step = run.step * run.config.gradient_accumulation_steps + len(losses)
-                with accelerator.accumulate(run.modules.unet):
-                    batch = draw_batch(run.config, run.dataset, micro_step)
-                    _seed_dropout(seed_at(run.config.seed, micro_step, Stream.DROPOUT), run.device)
-                    with accelerator.autocast():
-                        loss = _loss(run, batch)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(run.modules.parameters(), run.config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                losses.append(loss.item())
-            if not accelerator.optimizer_step_was_skipped:  # fp16 found an overflow and lowered its scale instead
-                run.lr_scheduler.step()
-            run.step += 1
-            mean_loss = sum(losses) / len(losses)
-            if not math.isfinite(mean_loss):
-                raise NonFiniteLoss(f"training ran away: loss {mean_loss} at step {run.step}; lower learning_rate")
-            if on_step:
-                on_step(run.step, mean_loss)
-
-
-def _loss(run: _Run, batch: Batch) -> Tensor:
-    """The loss of one batch, as diffusers' scripts compute it."""
-    noise, timesteps = batch.noise.to(run.device), batch.timesteps.to(run.device)
-    latents = (batch.latents * run.latent_scale).to(run.device)
-    noisy_latents = run.noise_schedule.add_noise(latents, noise, timesteps)
-    prediction = run.modules.unet(noisy_latents, timesteps, run.encode_prompts(batch.prompts)).sample
-    return dreambooth_loss(
-        prediction,
-        prediction_target(run.noise_schedule, latents, noise, timesteps),
-        timesteps,
-        run.noise_schedule,
-        prior_loss_weight=run.config.prior_loss_weight if run.config.with_prior_preservation else None,
-        snr_gamma=run.config.snr_gamma,
+def _take_step(run: TrainingRun) -> StepStats:
+    start, learning_rate = time.perf_counter(), run.learning_rate
+    losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
+    gradient_norm = apply_gradients(run).item()  # nothing is read before: until here a GPU need not be waited for
+    loss = sum(loss.item() for loss in losses) / len(losses)
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
+    on_gpu = run.device.type == "cuda"
+    return StepStats(
+        step=run.step,
+        loss=loss,
+        learning_rate=learning_rate,
+        gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(run.device) if on_gpu else peak_resident_bytes(),
     )
 
 
-def _optimizer(config: TrainConfig, modules: TrainedModules) -> torch.optim.Optimizer:
-    if config.use_8bit_adam:
-        from bitsandbytes.optim import AdamW8bit as AdamW  # an optional extra
-    else:
-        from torch.optim import AdamW
-    groups: list[dict[str, Any]] = [{"params": trainable(modules.unet)}]
-    if modules.text_encoder is not None:
-        rate = config.text_encoder_learning_rate or config.learning_rate
-        groups.append({"params": trainable(modules.text_encoder), "lr": rate})
-    optimizer: torch.optim.Optimizer = AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-    )
-    return optimizer
+def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
+    """Add the gradients of one micro-step to those that are there; its loss []."""
+    with dropout_at(run, micro_step), run.autocast():
+        inputs = micro_step_inputs(run, micro_step)
+        prediction = run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+    loss = micro_step_loss(run, prediction, inputs)
+    torch.autograd.backward(run.scaler.scale(loss / run.config.gradient_accumulation_steps))
+    return loss.detach()
 
 
-@contextmanager
-def _accelerator(run: _Run) -> Iterator[Accelerator]:
-    """An accelerator for one stretch of training.
-
-    Accelerate keeps precision and accumulation in state that the whole process shares. That state is put aside for
-    the stretch and put back after it, so that several trainings, and whoever else uses accelerate, don't meet in it.
-    """
-    shared = [owner._shared_state for owner in (PartialState, AcceleratorState, GradientState)]
-    put_aside = [dict(state) for state in shared]
-    for state in shared:
-        state.clear()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=run.config.mixed_precision,
-            gradient_accumulation_steps=run.config.gradient_accumulation_steps,
-            cpu=run.device.type == "cpu",
-        )
-        if accelerator.scaler is not None and run.loss_scale:
-            accelerator.scaler.load_state_dict(run.loss_scale)
-        yield accelerator
-        if accelerator.scaler is not None:
-            run.loss_scale = accelerator.scaler.state_dict()
-    finally:
-        for state, content in zip(shared, put_aside, strict=True):
-            state.clear()
-            state.update(content)
-
-
-def _forked_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """Leave torch's global generators as they were: only dropout draws from them, seeded for its step."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _check_weights(run: _Run) -> None:
-    if not all(bool(parameter.isfinite().all()) for parameter in run.modules.parameters()):
+def _save(run: TrainingRun, out_dir: Path) -> Checkpoint:
+    if not torch.stack([parameter.isfinite().all() for parameter in run.modules.parameters()]).all():
         raise NonFiniteLoss(f"training ran away: weights that are no numbers at step {run.step}; lower learning_rate")
+    return save_checkpoint(out_dir, run.config, run.modules, run.step, run.dataset.base_model, run.training_state())
 
 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -28,7 +30,16 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import DreamBoothConfig, LoraConfig
-from training.methods import TrainedModules, copy_for_training
+from training.methods import (
+    LORA_FILE,
+    TEXT_ENCODER_TARGETS,
+    UNET_TARGETS,
+    LoraTensors,
+    TrainedModules,
+    copy_for_training,
+    load_lora,
+    lora_tensors,
+)
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=3, lora_alpha=7.5, train_text_encoder=True)
@@ -73,6 +84,17 @@ def text_output(text_encoder: nn.Module) -> Tensor:
         return text_encoder(torch.arange(77)[None]).last_hidden_state
 
 
+def read(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Tensors and adapter settings of a LoRA file."""
+    with safe_open(str(file), framework="pt") as stored:
+        return load_file(file), json.loads(stored.metadata()["lora_adapter_metadata"])
+
+
+def assert_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 # --- plain diffusers -------------------------------------------------------------------------------------------
 
 
@@ -114,6 +136,85 @@ def test_the_saved_keys_are_upstreams(tiny_base: str, tmp_path: Path) -> None:
     header_size = int.from_bytes((checkpoint.dir / name).read_bytes()[:8], "little")
     header = json.loads((checkpoint.dir / name).read_bytes()[8 : 8 + header_size])
     assert "lora_alpha" in header["__metadata__"]["lora_adapter_metadata"]
+
+
+def bare_tensors(module: nn.Module, targets: list[str], rank: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Adapter weights under peft's names as slices of one long tensor, A transposed: as a packed trainer holds them."""
+    layers = {name: layer for name, layer in module.named_modules() if name.endswith(tuple(f".{t}" for t in targets))}
+    size = sum(rank * (layer.in_features + layer.out_features) for layer in layers.values())
+    bank = 0.1 * torch.randn(size, generator=generator)
+    tensors, start = {}, 0
+    for name, layer in layers.items():
+        end = start + rank * layer.in_features
+        tensors[f"{name}.lora_A.weight"] = bank[start:end].view(layer.in_features, rank).T
+        start, end = end, end + rank * layer.out_features
+        tensors[f"{name}.lora_B.weight"] = bank[start:end].view(layer.out_features, rank)
+        start = end
+    return tensors
+
+
+def merge(module: nn.Module, tensors: dict[str, Tensor], scale: float) -> None:
+    """W + scale * B A in every layer, without peft."""
+    for name in {name.rpartition(".lora_")[0] for name in tensors}:
+        update = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        module.get_submodule(name).weight.data += scale * update
+
+
+@pytest.mark.parametrize("config", [LORA, LoraConfig(rank=5)], ids=["alpha is not rank, text encoder", "unet alone"])
+def test_a_lora_saved_from_bare_tensors_loads_to_what_they_say(
+    config: LoraConfig, tiny_base: str, tmp_path: Path
+) -> None:
+    """Without a peft module: plain diffusers and `load_pipeline` give equal outputs, those of W + alpha/rank * B A."""
+    merged = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    generator = torch.Generator().manual_seed(2)
+    unet = bare_tensors(merged.unet, UNET_TARGETS, config.rank, generator)
+    text_encoder = None
+    if config.train_text_encoder:
+        text_encoder = bare_tensors(merged.text_encoder, TEXT_ENCODER_TARGETS, config.rank, generator)
+    checkpoint = save_checkpoint(tmp_path, config, LoraTensors(unet, text_encoder), 10, tiny_base, STATE)
+
+    plain = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    untouched = unet_output(plain.unet)
+    plain.load_lora_weights(str(checkpoint.dir))
+    ours = load_pipeline(checkpoint, tiny_base, device="cpu")
+    scale = (config.lora_alpha or config.rank) / config.rank
+    merge(merged.unet, unet, scale)
+    assert (unet_output(plain.unet) - unet_output(ours.unet)).abs().max() == 0
+    torch.testing.assert_close(unet_output(ours.unet), unet_output(merged.unet), rtol=1e-4, atol=1e-5)
+    assert (unet_output(ours.unet) - untouched).abs().max() > 1e-3
+    if text_encoder is not None:
+        merge(merged.text_encoder, text_encoder, scale)
+        assert (text_output(plain.text_encoder) - text_output(ours.text_encoder)).abs().max() == 0
+        torch.testing.assert_close(
+            text_output(ours.text_encoder), text_output(merged.text_encoder), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("config", [LORA, LoraConfig(rank=5)], ids=["text encoder", "unet alone"])
+def test_a_loras_file_is_the_same_from_modules_and_from_their_tensors(
+    config: LoraConfig, tiny_base: str, tmp_path: Path
+) -> None:
+    """Same tensors, same settings, and `load_lora` gives back names and values as they were."""
+    modules = trained(config, tiny_base)
+    tensors = lora_tensors(modules)
+    files = [
+        save_checkpoint(tmp_path / name, config, weights, 10, tiny_base, STATE).dir / LORA_FILE
+        for name, weights in (("modules", modules), ("tensors", tensors))
+    ]
+    (first, first_settings), (second, second_settings) = (read(file) for file in files)
+    assert first_settings == second_settings
+    assert_equal(first, second)
+    again = load_lora(files[0].parent)
+    assert_equal(again.unet, tensors.unet)
+    assert_equal(again.text_encoder or {}, tensors.text_encoder or {})
+
+
+def test_tensors_of_another_rank_than_the_configs_are_not_saved(tiny_base: str, tmp_path: Path) -> None:
+    """Rows padded to a common rank would come back with another scale: they are cut before saving."""
+    tensors = lora_tensors(trained(LoraConfig(rank=8), tiny_base))
+    with pytest.raises(AssertionError, match=r"rank 8 in .* 4 in the config"):
+        save_checkpoint(tmp_path, LoraConfig(rank=4), tensors, 10, tiny_base, STATE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_diffusers_loads_a_dreambooth_checkpoint(tiny_base: str, tmp_path: Path) -> None:

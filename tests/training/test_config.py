@@ -11,6 +11,7 @@ from training.config import (
     LoraConfig,
     MethodConfig,
     SubjectConfig,
+    scoring_steps,
 )
 
 REQUIRED = object()
@@ -103,3 +104,11 @@ def test_impossible_values_are_refused(bad: dict[str, object]) -> None:
 def test_any_rank_from_1_up_is_a_rank() -> None:
     """Ranks have no upper limit."""
     assert [LoraConfig(rank=rank).rank for rank in (1, 2, 256, 1000)] == [1, 2, 256, 1000]
+
+
+def test_scoring_steps_are_sorted_reachable_and_end_with_the_last() -> None:
+    """Steps beyond the run fall away and its last step is always one."""
+    assert scoring_steps([400, 200, 200, 800], 500) == [200, 400, 500]
+    assert scoring_steps([], 5) == [5]
+    assert scoring_steps([5], 5) == [5]
+    assert scoring_steps([0, -3, 1], 2) == [1, 2]

@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.base_model import check_base_model
 from training.stable_diffusion import (
     base_model_fingerprint,
-    check_base_model,
     load_base_model,
     native_size,
     training_noise_schedule,

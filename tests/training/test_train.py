@@ -20,6 +20,7 @@ from peft import LoraConfig as PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import training.step
 import training.train
 from tests.training.conftest import NUM_CLASS_IMAGES
 from training.batches import PromptEncoder, Stream, draw_batch, picture_at, seed_at
@@ -28,9 +29,11 @@ from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
 from training.methods import TrainedModules, copy_for_training
 from training.stable_diffusion import base_pipeline, frozen_module, load_base_model, shared_copy
-from training.train import NonFiniteLoss, check_training, scoring_steps, train
+from training.train import NonFiniteLoss, check_training, train
 
 CPU = torch.device("cpu")
+NUM_TIMESTEPS = 1000
+"""Noise levels of the tiny base model, as Stable Diffusion 1.5 has them."""
 
 LORA = LoraConfig(
     rank=3,
@@ -136,7 +139,7 @@ def upstream_weights(
             optimizer.param_groups[0]["lr"] = config.learning_rate * factor
         for micro_step in range(config.gradient_accumulation_steps):
             position = step * config.gradient_accumulation_steps + micro_step
-            batch = draw_batch(config, dataset, position)
+            batch = draw_batch(config, dataset, position, schedule.config.num_train_timesteps)
             torch.manual_seed(seed_at(config.seed, position, Stream.DROPOUT))
             tokens = pipeline.tokenizer(batch.prompts, padding="max_length", max_length=77, return_tensors="pt")
             words = text_encoder(tokens.input_ids, return_dict=False)[0]
@@ -375,7 +378,7 @@ def test_closing_the_generator_frees_the_trials_modules(
         alive.append(weakref.ref(modules.unet))
         return modules
 
-    monkeypatch.setattr(training.train, "copy_for_training", remember)
+    monkeypatch.setattr(training.step, "copy_for_training", remember)
     checkpoints = train(LORA, dataset, [1], out_dir=tmp_path, device="cpu")
     checkpoint = next(checkpoints)
     assert alive[0]() is not None
@@ -464,14 +467,6 @@ def test_a_gpu_trains_in_every_precision_and_goes_on(
 # --- steps, order, refusals ------------------------------------------------------------------------------------
 
 
-def test_scoring_steps_are_sorted_reachable_and_end_with_the_last() -> None:
-    """Steps beyond the run fall away and its last step is always one."""
-    assert scoring_steps([400, 200, 200, 800], 500) == [200, 400, 500]
-    assert scoring_steps([], 5) == [5]
-    assert scoring_steps([5], 5) == [5]
-    assert scoring_steps([0, -3, 1], 2) == [1, 2]
-
-
 @pytest.mark.parametrize("epoch_length", [1, 5, 12])
 def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own(epoch_length: int) -> None:
     """The order is a function of seed and position, so resuming needs no loader state."""
@@ -487,14 +482,14 @@ def test_every_epoch_shows_every_picture_once_in_an_order_of_its_own(epoch_lengt
 
 def test_a_batch_is_a_function_of_seed_and_position(dataset: Dataset) -> None:
     """Drawn in any order, whatever else was drawn before: the same pictures, flips, noise and timesteps."""
-    forwards = [draw_batch(DREAMBOOTH, dataset, position) for position in range(3)]
+    forwards = [draw_batch(DREAMBOOTH, dataset, position, NUM_TIMESTEPS) for position in range(3)]
     torch.manual_seed(5)
-    backwards = [draw_batch(DREAMBOOTH, dataset, position) for position in (2, 1, 0)][::-1]
+    backwards = [draw_batch(DREAMBOOTH, dataset, position, NUM_TIMESTEPS) for position in (2, 1, 0)][::-1]
     for first, second in zip(forwards, backwards, strict=True):
         assert first.prompts == second.prompts
         for name in ("latents", "noise", "timesteps"):
             assert torch.equal(getattr(first, name), getattr(second, name))
-    others = [*forwards[1:], draw_batch(DREAMBOOTH.model_copy(update={"seed": 9}), dataset, 0)]
+    others = [*forwards[1:], draw_batch(DREAMBOOTH.model_copy(update={"seed": 9}), dataset, 0, NUM_TIMESTEPS)]
     assert not any(torch.equal(forwards[0].noise, other.noise) for other in others)
 
 
@@ -509,16 +504,26 @@ def test_repeats_weigh_photos_in_an_epoch(dataset: Dataset) -> None:
     names = tuple(f"photo {number}" for number in range(6))
     weighted = replace(dataset, repeats=(3, 1, 1, 1, 1, 1), prompts=names)
     config = LoraConfig(train_batch_size=8)
-    prompts = draw_batch(config, weighted, 0).prompts
+    prompts = draw_batch(config, weighted, 0, NUM_TIMESTEPS).prompts
     assert sorted(prompts) == sorted(["photo 0"] * 2 + list(names))
 
 
 def test_a_batch_with_prior_is_instances_then_classes(dataset: Dataset) -> None:
     """With prior preservation each instance picture has its class picture in the second half."""
-    batch = draw_batch(DREAMBOOTH, dataset, 0)
+    batch = draw_batch(DREAMBOOTH, dataset, 0, NUM_TIMESTEPS)
     assert batch.prompts == ["a photo of sks woman"] * 2 + ["a photo of a woman"] * 2
     assert batch.latents.shape == batch.noise.shape == (4, 4, 8, 8)
     assert batch.timesteps.shape == (4,)
+
+
+def test_timesteps_are_all_the_levels_of_the_base_models_schedule(dataset: Dataset) -> None:
+    """Uniform over [0, num_train_timesteps), whatever number of noise levels the base model has."""
+    config = LoraConfig(train_batch_size=200)
+    for num_train_timesteps in (3, 50):
+        timesteps = draw_batch(config, dataset, 0, num_train_timesteps).timesteps
+        assert timesteps.dtype == torch.int64
+        assert set(timesteps.tolist()) <= set(range(num_train_timesteps))
+        assert len(timesteps.unique()) > 0.9 * num_train_timesteps
 
 
 def test_latents_are_drawn_anew_every_step(dataset: Dataset) -> None:
@@ -530,7 +535,7 @@ def test_latents_are_drawn_anew_every_step(dataset: Dataset) -> None:
         repeats=(1,),
         prompts=("x",),
     )
-    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i).latents for i in range(20)])
+    draws = torch.cat([draw_batch(LoraConfig(train_batch_size=50), one, i, NUM_TIMESTEPS).latents for i in range(20)])
     scatter = ((draws - one.latents.mean) / one.latents.std).flatten()
     assert abs(scatter.mean()) < 0.02
     assert abs(scatter.std() - 1) < 0.02
@@ -552,7 +557,7 @@ def test_a_run_that_runs_away_ends_with_a_reason(dataset: Dataset, tmp_path: Pat
     )
     with pytest.raises(NonFiniteLoss, match="step 1"):
         last(train(LORA, broken, [], out_dir=tmp_path, device="cpu"))
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"stats.jsonl": 0}
 
 
 def test_going_on_with_another_config_is_refused(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+"""One training step as three functions over explicit state: inputs, loss, update.
+
+    inputs = micro_step_inputs(run, micro_step)         what the UNet is asked, and what it should answer
+    prediction = unet(...)                              the caller's, who may ask for several runs in one pass
+    loss = micro_step_loss(run, prediction, inputs)     .backward() is the caller's too
+    gradient_norm = apply_gradients(run)                once the gradients of all micro-steps have been added up
+
+Whoever trains one run, several in one forward pass, or one in several processes, takes these same steps; gradients may
+be averaged over processes between the last backward pass and `apply_gradients`. Precision, accumulation and clipping
+are those of diffusers' scripts, which leave them to accelerate; here they are the run's own, so that several trainings
+in a process have nothing to meet in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from training.batches import PromptEncoder, Stream, draw_batch, seed_at
+from training.checkpoint import Checkpoint, load_training_state
+from training.config import DreamBoothConfig, LoraConfig, TrainConfig
+from training.dataset import Dataset
+from training.loss import dreambooth_loss, prediction_target
+from training.methods import TrainedModules, copy_for_training, trainable
+from training.stable_diffusion import load_base_model, training_noise_schedule
+
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class TrainingRun:
+    """Everything that a training step reads and changes."""
+
+    config: LoraConfig | DreamBoothConfig
+    dataset: Dataset
+    device: torch.device
+    modules: TrainedModules
+    encode_prompts: PromptEncoder
+    noise_schedule: DDPMScheduler
+    latent_scale: float
+    """Factor between the VAE's latents and those that the UNet knows: 0.18215 for Stable Diffusion 1.5."""
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    """Keeps fp16's gradients from vanishing; in other precisions it does nothing."""
+    step: int = 0
+    """Optimizer steps taken."""
+
+    @property
+    def micro_steps(self) -> range:
+        """The numbers of the next step's micro-steps, counted over the whole run."""
+        accumulation = self.config.gradient_accumulation_steps
+        return range(self.step * accumulation, (self.step + 1) * accumulation)
+
+    @property
+    def learning_rate(self) -> float:
+        """The UNet's rate in the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass, whatever precision the caller computes in."""
+        dtype = _AUTOCAST.get(self.config.mixed_precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def training_state(self) -> dict[str, Any]:
+        """What going on needs besides the weights and the step."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "loss_scale": self.scaler.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any], step: int) -> None:
+        """Go on from what `training_state` gave at `step`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.scaler.load_state_dict(state["loss_scale"])
+        self.step = step
+
+
+def start_run(
+    config: LoraConfig | DreamBoothConfig, dataset: Dataset, device: torch.device, resume_from: Checkpoint | None = None
+) -> TrainingRun:
+    """A run before its first step, or as it was when the checkpoint was written.
+
+    Raises:
+        ValueError: the base model cannot be had, or the checkpoint is not one to go on from.
+    """
+    base = load_base_model(dataset.base_model)
+    modules = copy_for_training(config, dataset.base_model, device, resume_from.dir if resume_from else None)
+    optimizer = _optimizer(config, modules)
+    run = TrainingRun(
+        config=config,
+        dataset=dataset,
+        device=device,
+        modules=modules,
+        encode_prompts=PromptEncoder(base, modules.text_encoder, device),
+        noise_schedule=training_noise_schedule(base),
+        latent_scale=base.vae.config.scaling_factor,
+        optimizer=optimizer,
+        lr_scheduler=get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16"),
+    )
+    if resume_from is not None:
+        run.load_training_state(load_training_state(resume_from), resume_from.step)
+    return run
+
+
+@dataclass(frozen=True, eq=False)
+class MicroStepInputs:
+    """What one forward pass is about, on the run's device.
+
+    B pictures, or with prior preservation 2B: B of the subject, then B of the class.
+    """
+
+    noisy_latents: Tensor
+    """float32 [B, 4, h, w]"""
+    timesteps: Tensor
+    """int64 [B] in [0, num_train_timesteps)"""
+    conditioning: Tensor
+    """[B, 77, d], the text encoder's last hidden states; with gradients where it trains."""
+    target: Tensor
+    """float32 [B, 4, h, w], what the UNet should answer."""
+
+
+def micro_step_inputs(run: TrainingRun, micro_step: int) -> MicroStepInputs:
+    """The whole batch number `micro_step` (from 0) of a run; the UNet is not asked.
+
+    A text encoder that trains is: so call it under `run.autocast()` and, where there is dropout, under `dropout_at`.
+    """
+    batch = draw_batch(run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps)
+    noise, timesteps = batch.noise.to(run.device), batch.timesteps.to(run.device)
+    latents = (batch.latents * run.latent_scale).to(run.device)
+    return MicroStepInputs(
+        noisy_latents=run.noise_schedule.add_noise(latents, noise, timesteps),
+        timesteps=timesteps,
+        conditioning=run.encode_prompts(batch.prompts),
+        target=prediction_target(run.noise_schedule, latents, noise, timesteps),
+    )
+
+
+@contextmanager
+def dropout_at(run: TrainingRun, micro_step: int) -> Iterator[None]:
+    """Torch's global generators, from which dropout draws, as this micro-step of this run has them.
+
+    Afterwards they are as they were.
+    """
+    seed = seed_at(run.config.seed, micro_step, Stream.DROPOUT)
+    on_gpu = run.device.type == "cuda"
+    with torch.random.fork_rng(devices=[run.device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(run.device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def micro_step_loss(run: TrainingRun, prediction: Tensor, inputs: MicroStepInputs) -> Tensor:
+    """The loss [] of the UNet's answer [B, 4, h, w], in float32; it changes nothing.
+
+    Its gradients are those of a step once it is divided by `gradient_accumulation_steps` and scaled by `run.scaler`.
+    """
+    return dreambooth_loss(
+        prediction,
+        inputs.target,
+        inputs.timesteps,
+        run.noise_schedule,
+        prior_loss_weight=run.config.prior_loss_weight if run.config.with_prior_preservation else None,
+        snr_gamma=run.config.snr_gamma,
+    )
+
+
+def apply_gradients(run: TrainingRun) -> Tensor:
+    """Take the optimizer step that the added up gradients ask for, then forget them.
+
+    Where an fp16 gradient has overflowed, no weight changes and the schedule stays where it is; the scale falls.
+
+    Returns:
+        Norm [] of all gradients together, before clipping; not finite where one has overflowed.
+    """
+    run.scaler.unscale_(run.optimizer)
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    gradient_norm = clip_grad_norm_(parameters, run.config.max_grad_norm)
+    scale = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad()
+    overflowed = run.scaler.get_scale() < scale
+    if not overflowed:
+        run.lr_scheduler.step()
+    run.step += 1
+    return gradient_norm
+
+
+def _optimizer(config: TrainConfig, modules: TrainedModules) -> torch.optim.Optimizer:
+    if config.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit as AdamW  # an optional extra
+    else:
+        from torch.optim import AdamW
+    groups: list[dict[str, Any]] = [{"params": trainable(modules.unet)}]
+    if modules.text_encoder is not None:
+        rate = config.text_encoder_learning_rate or config.learning_rate
+        groups.append({"params": trainable(modules.text_encoder), "lr": rate})
+    optimizer: torch.optim.Optimizer = AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+    return optimizer
