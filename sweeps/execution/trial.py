@@ -30,6 +30,7 @@ from sweeps.space import scoring_points
 from sweeps.wording import failure_text
 from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
 from training.dataset import load_dataset
+from training.stats import STATS_FILE, read_stats
 from training.train import train
 
 SETTINGS_ERRORS = (ValueError, torch.OutOfMemoryError)
@@ -84,7 +85,6 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._hyperparameters = record.method_config
         self._name = trial_name(self._hyperparameters)
         self._since = time.monotonic()
-        self._losses: list[float] = []
         self._points: Iterator[Checkpoint] | None = None
         base = self._folder.base()
         assert base is not None, "the base model is scored before trials start"
@@ -125,15 +125,16 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._folder.drop_training_state(self._record.trial)
         self._folder.push(self._folder.trial_dir(self._record.trial))  # before the ledger speaks of it
         self._write(
-            checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress())),
+            checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress(checkpoint.step))),
             status="finished" if is_last else "running",
         )
 
-    def _progress(self) -> dict[str, float | None]:
-        """Seconds of the trial's life so far and the mean loss since the scoring point before."""
-        loss = sum(self._losses) / len(self._losses) if self._losses else None
-        self._losses.clear()
-        return {"seconds": self._seconds(), "loss": loss}
+    def _progress(self, step: int) -> dict[str, float | None]:
+        """Seconds of the trial's life so far and the mean loss since the scoring point before, whoever trained it."""
+        before = self._record.checkpoints[-1].step if self._record.checkpoints else 0
+        stats = read_stats(self._folder.trial_dir(self._record.trial) / STATS_FILE)
+        losses = [taken.loss for taken in stats if before < taken.step <= step]
+        return {"seconds": self._seconds(), "loss": sum(losses) / len(losses) if losses else None}
 
     @property
     def _scoring_points(self) -> list[int]:
@@ -163,7 +164,6 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             resume_from,
             out_dir=trial_dir,
             device=self._device,
-            on_step=lambda _step, loss: self._losses.append(loss),
         )
 
     def _write(self, **changes: Any) -> None:

@@ -111,7 +111,7 @@ def outcome(record: TrialRecord) -> dict[str, Any]:
     """All of a record but its clock and its history."""
     dumped = record.model_dump(exclude={"seconds", "created", "started", "num_restarts"})
     for checkpoint in dumped["checkpoints"]:
-        del checkpoint["seconds"], checkpoint["loss"]
+        del checkpoint["seconds"]
     return dumped
 
 
