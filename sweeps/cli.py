@@ -22,7 +22,7 @@ from sweeps.wording import learning_rate_text
 if TYPE_CHECKING:
     from evaluation.scores import Score
     from sweeps.results.leaderboard import Row
-    from sweeps.results.rows import Results
+    from sweeps.results.results import Results
 
 app = typer.Typer(
     name="dreamsweep",
@@ -208,7 +208,7 @@ def _complain(text: str) -> None:
 
 
 def _read(run: Path) -> Results:
-    from sweeps.results.rows import read_results
+    from sweeps.results.results import read_results
 
     results = read_results(run)
     for warning in results.warnings:

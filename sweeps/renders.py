@@ -21,7 +21,7 @@ from sweeps.config import SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.results.leaderboard import Row
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
 from training.files import whole_file, write_json
 

@@ -30,7 +30,7 @@ from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep
 from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import is_complete, num_planned
 from sweeps.search.searcher import LedgerSearcher

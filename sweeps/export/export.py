@@ -23,7 +23,7 @@ from sweeps.config import SweepConfig, rare_token
 from sweeps.export.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
 from sweeps.export.model_card import model_card
 from sweeps.results.leaderboard import Row
-from sweeps.results.rows import Results, read_results
+from sweeps.results.results import Results, read_results
 from sweeps.wording import public_name
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from sweeps.config import SweepConfig, rare_token
 from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row
-from sweeps.results.rows import Results
-from sweeps.wording import public_name
+from sweeps.results.results import Results
+from sweeps.wording import learning_rate_text, public_name
 
 HOW_TO_LOAD = {
     "diffusers": """from diffusers import StableDiffusionPipeline
@@ -130,7 +130,7 @@ def _what_it_is(config: SweepConfig, row: Row) -> str:
     method = f"A LoRA of rank {row.rank}" if row.method == "lora" else "A full DreamBooth fine-tune"
     return (
         f"{method} of {public_name(config.base_model)}, trained for {row.step} steps at learning rate "
-        f"{row.learning_rate:g} (seed {row.seed}). Trial `{row.trial}` of the sweep `{config.name}`."
+        f"{learning_rate_text(row.learning_rate)} (seed {row.seed}). Trial `{row.trial}` of the sweep `{config.name}`."
     )
 
 

@@ -27,7 +27,7 @@ from sweeps.report import plots
 from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
-from sweeps.results.rows import Results, read_results
+from sweeps.results.results import Results, read_results
 from sweeps.wording import duration_text, learning_rate_text, public_name, score_text, signed_text
 from training.files import write_whole
 from training.pictures import read_picture

@@ -13,7 +13,7 @@ from sweeps.config import load_sweep
 from sweeps.demo import demo_sweep_file
 from sweeps.export.export import export_checkpoint
 from sweeps.report.page import write_report
-from sweeps.results.rows import Results, read_results
+from sweeps.results.results import Results, read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

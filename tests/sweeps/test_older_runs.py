@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from tests.sweeps.command import Command
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ import pytest
 
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
 from tests.sweeps.ledger_entries import entry, record
 from tests.sweeps.logged_trial import LoggedTrial, read_log

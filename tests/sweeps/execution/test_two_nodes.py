@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors
 
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from tests.sweeps.tiny_sweep import build_face_encoder, sweep_mapping, write_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

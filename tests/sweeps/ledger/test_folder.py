@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import LEDGER_VERSION
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from tests.sweeps.ledger_entries import entry, record
 
 WRITER = """

@@ -22,7 +22,7 @@ from sweeps.report.page import (
     write_report,
 )
 from sweeps.report.plots import curves_over_steps, likeness_by_setting
-from sweeps.results.rows import read_results
+from sweeps.results.results import read_results
 from sweeps.wording import score_text
 from tests.sweeps.fake_run import PROMPTS, build_run
 

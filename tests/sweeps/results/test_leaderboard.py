@@ -27,7 +27,7 @@ from sweeps.results.leaderboard import (
     results_csv,
     write_results_csv,
 )
-from sweeps.results.rows import Results, read_results
+from sweeps.results.results import Results, read_results
 from sweeps.results.rule import ChampionRule
 from tests.sweeps.fake_run import PROMPTS, build_run, entry, write_sweep, write_trial
 
@@ -312,6 +312,8 @@ def test_a_link_that_leaves_the_run_folder_is_refused(tmp_path: Path) -> None:
 
 def test_reading_results_loads_neither_ray_nor_torch() -> None:
     """`show` answers at once."""
-    code = "import sys, sweeps.results.rows; print(sorted({'ray', 'torch', 'optuna', 'diffusers'} & set(sys.modules)))"
+    code = (
+        "import sys, sweeps.results.results; print(sorted({'ray', 'torch', 'optuna', 'diffusers'} & set(sys.modules)))"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603
     assert output.strip() == "[]"
