@@ -1,7 +1,8 @@
 """One training step as three functions over explicit state: inputs, loss, update.
 
     inputs = micro_step_inputs(run, micro_step)         what the UNet is asked, and what it should answer
-    prediction = unet(...)                              the caller's, who may ask for several runs in one pass
+    prediction = unet(...)                              the caller's, who may ask for several runs in one pass;
+                                                        under `run.autocast()`
     loss = micro_step_loss(run, prediction, inputs)     .backward() is the caller's too
     gradient_norm = apply_gradients(run)                once the gradients of all micro-steps have been added up
 
@@ -141,15 +142,17 @@ class MicroStepInputs:
 def micro_step_inputs(run: TrainingRun, micro_step: int) -> MicroStepInputs:
     """The whole batch number `micro_step` (from 0) of a run; the UNet is not asked.
 
-    A text encoder that trains is: so call it under `run.autocast()` and, where there is dropout, under `dropout_at`.
+    A text encoder that trains is: where there is dropout, call it under `dropout_at`.
     """
     batch = draw_batch(run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps)
     noise, timesteps = batch.noise.to(run.device), batch.timesteps.to(run.device)
     latents = (batch.latents * run.latent_scale).to(run.device)
+    with run.autocast():
+        conditioning = run.encode_prompts(batch.prompts)
     return MicroStepInputs(
         noisy_latents=run.noise_schedule.add_noise(latents, noise, timesteps),
         timesteps=timesteps,
-        conditioning=run.encode_prompts(batch.prompts),
+        conditioning=conditioning,
         target=prediction_target(run.noise_schedule, latents, noise, timesteps),
     )
 

@@ -122,7 +122,7 @@ def _advance(run: TrainingRun, to_step: int, stats: StatsWriter, on_step: Callab
 def _take_step(run: TrainingRun) -> StepStats:
     start, learning_rate = time.perf_counter(), run.learning_rate
     losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
-    gradient_norm = apply_gradients(run).item()  # nothing is read before: until here a GPU need not be waited for
+    gradient_norm = apply_gradients(run).item()  # but for fp16's scale the first read: so far the host ran ahead
     loss = sum(loss.item() for loss in losses) / len(losses)
     if not math.isfinite(loss):
         raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
@@ -139,9 +139,10 @@ def _take_step(run: TrainingRun) -> StepStats:
 
 def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
     """Add the gradients of one micro-step to those that are there; its loss []."""
-    with dropout_at(run, micro_step), run.autocast():
+    with dropout_at(run, micro_step):
         inputs = micro_step_inputs(run, micro_step)
-        prediction = run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+        with run.autocast():
+            prediction = run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
     loss = micro_step_loss(run, prediction, inputs)
     torch.autograd.backward(run.scaler.scale(loss / run.config.gradient_accumulation_steps))
     return loss.detach()

@@ -50,14 +50,15 @@ FP16 = DREAMBOOTH.model_copy(update={"mixed_precision": "fp16"})
 
 
 def predict(run: TrainingRun, inputs: MicroStepInputs) -> Tensor:
-    return run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+    with run.autocast():
+        return run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
 
 
 def add_gradients(run: TrainingRun, rows: list[int] | None = None) -> list[float]:
     """Forward and backward of one step's micro-steps, of some rows of each batch; their losses."""
     losses = []
     for micro_step in run.micro_steps:
-        with dropout_at(run, micro_step), run.autocast():
+        with dropout_at(run, micro_step):
             inputs = micro_step_inputs(run, micro_step)
             if rows is not None:
                 inputs = MicroStepInputs(*(tensor[rows] for tensor in vars(inputs).values()))
@@ -223,13 +224,16 @@ def test_the_loss_scale_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_the_forward_pass_has_the_precision_that_accelerate_gives_it(mixed_precision: str, dataset: Dataset) -> None:
     """Equal to the last bit, also where the caller computes in another precision."""
-    run = start_run(LORA.model_copy(update={"mixed_precision": mixed_precision}), dataset, CPU)
+    config = LORA.model_copy(update={"mixed_precision": mixed_precision, "train_text_encoder": True})
+    run = start_run(config, dataset, CPU)
+    inputs = micro_step_inputs(run, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
     with Accelerator(mixed_precision=mixed_precision, cpu=True).autocast():
-        theirs = predict(run, micro_step_inputs(run, 0))
+        words = run.encode_prompts([dataset.instance_prompt] * config.train_batch_size)
+        theirs = run.modules.unet(inputs.noisy_latents, inputs.timesteps, words).sample
     AcceleratorState._reset_state(reset_partial_state=True)
     for callers in (torch.float16, torch.bfloat16):
-        with torch.autocast("cpu", callers), run.autocast():
+        with torch.autocast("cpu", callers):
             ours = predict(run, micro_step_inputs(run, 0))
         assert ours.dtype == (torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
         assert torch.equal(ours, theirs)
