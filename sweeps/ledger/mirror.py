@@ -16,8 +16,10 @@ from sweeps.ledger.records import TrialRecord
 from training.files import whole_file
 from training.layout import STATE_FILE
 
-CHANGING = (".json", ".jsonl", ".yaml", ".csv")
+CHANGING = (".json", ".yaml", ".csv")
 """Files that are written more than once; any other of the same size is the same."""
+GROWING = ".jsonl"
+"""Files that are appended to: the longer one is the newer, and one that grows here is not put back."""
 
 
 def open_run(run_dir: Path | str, storage: str | None) -> RunFolder:
@@ -61,7 +63,7 @@ class MirroredRunFolder(RunFolder):
             here = self._sizes_here(part)
             for name, size in self._sizes_there(part).items():
                 wanted = name.endswith(ending) and PurePosixPath(name).name != without
-                if wanted and (name.endswith(CHANGING) or here.get(name) != size):
+                if wanted and _is_newer_there(name, here.get(name), size):
                     self._fetch(name)
 
     def write(self, record: TrialRecord) -> None:
@@ -86,3 +88,9 @@ class MirroredRunFolder(RunFolder):
         self._filesystem.invalidate_cache()
         found = self._filesystem.find(str(self._root / self.relative(part)), detail=True)
         return {str(PurePosixPath(path).relative_to(self._root)): int(info["size"]) for path, info in found.items()}
+
+
+def _is_newer_there(name: str, size_here: int | None, size_there: int) -> bool:
+    if name.endswith(GROWING):
+        return size_here is None or size_here < size_there
+    return name.endswith(CHANGING) or size_here != size_there

@@ -84,6 +84,22 @@ def test_a_pull_takes_only_what_is_asked_for(machines: list[MirroredRunFolder]) 
     assert not (worker.trial_dir("t") / STATE_FILE).exists()
 
 
+def test_a_file_that_grows_here_is_not_put_back(machines: list[MirroredRunFolder]) -> None:
+    """A driver that reads on the trial's own machine leaves its stats alone; another machine gets the longer ones."""
+    head, worker, _ = machines
+    stats = worker.trial_dir("t") / "stats.jsonl"
+    stats.parent.mkdir(parents=True)
+    stats.write_text("1\n")
+    worker.push(worker.trial_dir("t"))
+    stats.write_text("1\n2\n")
+    worker.pull(worker.trial_dir("t"))
+    assert stats.read_text() == "1\n2\n"
+    head.pull(head.trial_dir("t"))
+    worker.push(worker.trial_dir("t"))
+    head.pull(head.trial_dir("t"))
+    assert (head.trial_dir("t") / "stats.jsonl").read_text() == "1\n2\n"
+
+
 def test_a_trial_goes_on_on_another_machine(
     machines: list[MirroredRunFolder], tiny_sweep: Callable[..., SweepConfig], storage: str
 ) -> None:
