@@ -82,12 +82,18 @@ class MirroredRunFolder(RunFolder):
 
     def _sizes_here(self, part: Path) -> dict[str, int]:
         files = [part] if part.is_file() else sorted(part.rglob("*")) if part.is_dir() else []
-        return {self.relative(file): file.stat().st_size for file in files if file.is_file() and file.name[0] != "."}
+        sizes = {self.relative(file): file.stat().st_size for file in files if file.is_file()}
+        return {name: size for name, size in sizes.items() if not _is_hidden(name)}
 
     def _sizes_there(self, part: Path) -> dict[str, int]:
         self._filesystem.invalidate_cache()
         found = self._filesystem.find(str(self._root / self.relative(part)), detail=True)
         return {str(PurePosixPath(path).relative_to(self._root)): int(info["size"]) for path, info in found.items()}
+
+
+def _is_hidden(name: str) -> bool:
+    """A file that is not finished yet, or lies in a folder that is not."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _is_newer_there(name: str, size_here: int | None, size_there: int) -> bool:

@@ -57,7 +57,8 @@ def test_a_push_makes_the_copy_equal(machines: list[MirroredRunFolder]) -> None:
     head, worker, _ = machines
     part = head.dir / "dataset"
     part.mkdir()
-    for name in ("a.png", "b.png", "about.json", ".hidden"):
+    (part / ".half.part").mkdir()
+    for name in ("a.png", "b.png", "about.json", ".hidden", ".half.part/weights.safetensors"):
         (part / name).write_text("old")
     head.push(part)
     (part / "a.png").unlink()
