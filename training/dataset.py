@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from training.canonical import canonical_json
 from training.class_images import make_class_images
 from training.config import SubjectConfig
 from training.files import sha256_of, write_json, write_whole
@@ -248,7 +249,8 @@ def _photos_key(subject: SubjectConfig, *, with_faces: bool) -> str:
         (path.relative_to(subject.photos).as_posix(), sha256_of(path), read_caption(path))
         for path in find_photos(subject.photos)
     ]
-    return _key("v1", subject.model_dump(mode="json", exclude={"photos"}), with_faces, sources)
+    settings = json.loads(canonical_json(subject, exclude={"photos"}))
+    return _key("v1", settings, with_faces, sources)
 
 
 def _key(*parts: object) -> str:
