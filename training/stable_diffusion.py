@@ -68,11 +68,6 @@ def base_model_fingerprint(base_model: str) -> str:
     return hashlib.sha256(f"{base_model}@{commit}".encode()).hexdigest()
 
 
-def native_size(pipeline: StableDiffusionPipeline) -> int:
-    """Side in pixels of the pictures that the base model was trained on: 512 for Stable Diffusion 1.5."""
-    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
-
-
 def training_noise_schedule(pipeline: StableDiffusionPipeline) -> DDPMScheduler:
     """The base model's own noise levels and prediction type in the form that training needs."""
     return DDPMScheduler.from_config(pipeline.scheduler.config)
