@@ -169,4 +169,5 @@ class RunFolder:
             write_whole(holder_file, f"process {os.getpid()} on {socket.gethostname()}")
             yield
         finally:
+            holder_file.unlink(missing_ok=True)
             lock.release()

@@ -97,7 +97,7 @@ def test_numbers_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     assert not list(folder.dir.rglob("*.json"))
 
 
-@pytest.mark.parametrize("trial", ["..", "../x", "a/b", "/etc", ""])
+@pytest.mark.parametrize("trial", ["..", ".", "../x", "a/b", "a\\b", "/etc", ""])
 def test_a_trial_never_leaves_its_folder(tmp_path: Path, trial: str) -> None:
     """An id is one folder name."""
     with pytest.raises(ValueError, match="one folder name"):
@@ -164,13 +164,6 @@ def test_trials_may_lie_on_another_disk(tmp_path: Path) -> None:
     assert folder.inside("trials/t/checkpoint-200") == checkpoint.resolve()
     with pytest.raises(ValueError, match="inside the run folder"):
         folder.inside("trials/../../outside")
-
-
-@pytest.mark.parametrize("trial", ["", ".", "..", "a/b", "../a", "a\\b"])
-def test_a_trials_name_is_one_folder_name(tmp_path: Path, trial: str) -> None:
-    """Whoever wrote it, it leads nowhere else."""
-    with pytest.raises(ValueError, match="one folder name"):
-        RunFolder(tmp_path).trial_dir(trial)
 
 
 def test_a_record_of_an_older_version_is_understood(tmp_path: Path) -> None:
