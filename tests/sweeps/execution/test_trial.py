@@ -26,6 +26,7 @@ from sweeps.ledger.records import TrialRecord
 from tests.sweeps.tiny_sweep import write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
+from training.stats import STATS_FILE, read_stats
 
 TRIAL = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_size=1)
 
@@ -144,7 +145,11 @@ def test_a_trial_writes_its_scores_before_it_reports_them(folder: RunFolder) -> 
         assert (folder.dir / checkpoint.checkpoint / "pytorch_lora_weights.safetensors").is_file()
         assert not (folder.dir / checkpoint.checkpoint / STATE_FILE).exists()
         assert len(list((folder.dir / checkpoint.images).glob("*.png"))) == checkpoint.num_images == 2
-        assert checkpoint.loss is not None
+    losses = {taken.step: taken.loss for taken in read_stats(folder.trial_dir(trial_id(TRIAL)) / STATS_FILE)}
+    assert [checkpoint.loss for checkpoint in record.checkpoints] == [
+        pytest.approx((losses[1] + losses[2]) / 2),
+        pytest.approx((losses[3] + losses[4]) / 2),
+    ]
 
 
 def test_every_metric_of_every_report_is_a_finite_number(folder: RunFolder) -> None:

@@ -258,7 +258,7 @@ def test_the_card_says_what_it_is_and_how_good(run_dir: Path, tmp_path: Path, ki
     assert "lora" in header["tags"]
     for part in (
         "A LoRA of rank 3 of tiny-sd",
-        "4 steps",
+        "4 steps at learning rate 1e-3 (seed 1)",
         "`sks`",
         "0.800 [0.78",
         "base model | 0.100",
