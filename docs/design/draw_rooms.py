@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import grimp
+import matplotlib
 import networkx
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -133,7 +134,8 @@ def main() -> None:
     rooms = read_rooms()
     if not networkx.is_directed_acyclic_graph(rooms):
         raise SystemExit(f"rooms that import each other: {networkx.find_cycle(rooms)}")
-    draw(rooms).savefig(Path(__file__).parent / "rooms.svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "rooms"}):  # the same drawing is the same file
+        draw(rooms).savefig(Path(__file__).parent / "rooms.svg", metadata={"Date": None})
     for room, level in sorted(floors(rooms).items(), key=lambda item: (-item[1], item[0])):
         below = ", ".join(sorted(rooms.successors(room)))
         print(f"{level}  {room:20}  {below}")
