@@ -50,7 +50,7 @@ def read_rooms() -> networkx.DiGraph:
         node = rooms.nodes[room]
         node["files"] = node.get("files", 0) + 1
         node["lines"] = node.get("lines", 0) + len(file.read_text(encoding="utf-8").splitlines())
-        for imported in imports.find_modules_directly_imported_by(module):
+        for imported in sorted(imports.find_modules_directly_imported_by(module)):
             other = room_of(imported)
             if other is not None and other != room:
                 count = rooms.edges[room, other]["imports"] + 1 if rooms.has_edge(room, other) else 1
@@ -88,7 +88,7 @@ def draw(rooms: networkx.DiGraph) -> Figure:
         for i, room in enumerate(row)
     }
     drawn = networkx.transitive_reduction(rooms)
-    for room, below in drawn.edges:
+    for room, below in sorted(drawn.edges):
         (x0, y0), (x1, y1) = places[room], places[below]
         bend = 0.0 if y0 - y1 < 2 else 0.35 if x1 < x0 else -0.35  # around the rooms between
         arrow = FancyArrowPatch(
