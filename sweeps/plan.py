@@ -87,13 +87,10 @@ class Plan:
         ]
 
 
-def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
+def check_sweep(config: SweepConfig) -> Plan:
     """Check everything that this machine can, and measure the sweep.
 
-    Args:
-        config: the sweep.
-        weights_present: also ask for weights that would be fetched from the hub (a sweep for another machine may be
-            checked here).
+    Weights that would be fetched from the hub are not asked for: a sweep for another machine may be checked here.
 
     Raises:
         ValueError: the first thing that would not work.
@@ -101,10 +98,10 @@ def check_sweep(config: SweepConfig, *, weights_present: bool = False) -> Plan:
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
     check_base_model(config.base_model)
-    check_face_encoder(config.evaluation.face.encoder, weights_present=weights_present)
-    check_clip(config.evaluation.clip, weights_present=weights_present)
+    check_face_encoder(config.evaluation.face.encoder, weights_present=False)
+    check_clip(config.evaluation.clip, weights_present=False)
     if config.render is not None:
-        check_render(config.render, weights_present=weights_present)
+        check_render(config.render, weights_present=False)
     return plan_of(config)
 
 

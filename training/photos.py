@@ -45,12 +45,12 @@ def check_photos(subject: SubjectConfig) -> list[Path]:
         ValueError: too few or too many photos, one that is broken, tiny or enormous, or two copies of the same one.
     """
     try:
-        return _checked(subject)
+        return _usable_photos(subject)
     except ValueError as error:
         raise ValueError(f"photos: {error}") from error
 
 
-def _checked(subject: SubjectConfig) -> list[Path]:
+def _usable_photos(subject: SubjectConfig) -> list[Path]:
     photos = find_photos(subject.photos)
     if not MIN_PHOTOS <= len(photos) <= MAX_PHOTOS:
         raise ValueError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")

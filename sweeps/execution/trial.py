@@ -111,6 +111,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
                 self._score_next()
             except SETTINGS_ERRORS as error:
                 self._folder.drop_training_state(self._record.trial)
+                self._folder.push(self._folder.trial_dir(self._record.trial))
                 self._write(status="failed", fault="trial", reason=failure_text(error))
         return report_of(self._record, self._rule)
 

@@ -79,11 +79,12 @@ def render_report(results: Results) -> str:
     script = (Path(__file__).parent / "templates" / "sort.js").read_text(encoding="utf-8")
     pictures = Pictures(results.run_dir)
     best = results.best_of_each_trial()
+    on_leaderboard = {row.key for row in best[:MAX_LEADERBOARD_TRIALS]}
     return environment.get_template("report.html.j2").render(
         results=results,
         verdict=Verdict(results, pictures),
         best=best,
-        leaderboard=[row for row in results.rows if row.is_base or row in best[:MAX_LEADERBOARD_TRIALS]],
+        leaderboard=[row for row in results.rows if row.is_base or row.key in on_leaderboard],
         max_leaderboard=MAX_LEADERBOARD_TRIALS,
         admitted=results.rule.qualifies,
         scale=BarScale.of(results.rows),

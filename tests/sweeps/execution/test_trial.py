@@ -212,6 +212,9 @@ def test_a_failure_by_its_settings_is_recorded_with_its_reason(folder: RunFolder
     assert "not finite" in record.reason or "ran away" in record.reason
     assert report["failed"] is True
     assert torch.isfinite(torch.tensor([report["face_similarity"], report["prompt_alignment"]])).all()
+    trial_dir = folder.trial_dir(record.trial)
+    assert list(trial_dir.glob("checkpoint-*")), "it left a checkpoint"
+    assert not list(trial_dir.rglob(STATE_FILE)), "which nothing goes on from"
 
 
 def test_preparing_again_changes_nothing(prepared: Path, tiny_sweep: Callable[..., SweepConfig]) -> None:
