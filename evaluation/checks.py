@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.config import HF_HUB, LOCAL_DIR, ClipConfig, RenderConfig
 from evaluation.detectors import WITHOUT_DOWNLOAD, detector_by_name, load_detector
 from evaluation.hub import hub_answers
+from training.errors import UserError
 from training.pictures import read_picture
 
 CLIP_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -36,7 +37,7 @@ def check_clip(config: ClipConfig, *, weights_present: bool = True) -> None:
             sweep for another machine is checked here.
 
     Raises:
-        ValueError: what is missing.
+        UserError: what is missing.
     """
     if config.model.startswith(LOCAL_DIR):
         _check_local_dir(Path(config.model.removeprefix(LOCAL_DIR)))
@@ -54,9 +55,9 @@ def weights_in(folder: Path) -> list[Path]:
 
 def _check_local_dir(folder: Path) -> None:
     if not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"CLIP model: need a folder with open_clip_config.json, got {folder}")
+        raise UserError(f"CLIP model: need a folder with open_clip_config.json, got {folder}")
     if not weights_in(folder):
-        raise ValueError(
+        raise UserError(
             f"CLIP model: no weights in {folder}, need open_clip_model.safetensors; without them scores are noise"
         )
 
@@ -67,11 +68,11 @@ def _check_named(config: ClipConfig, weights_present: bool) -> None:
     models = open_clip.list_models()
     if config.model not in models:
         nearest = ", ".join(get_close_matches(config.model, models)) or "ViT-B-32"
-        raise ValueError(
+        raise UserError(
             f"CLIP model: need one of open_clip's or local-dir:FOLDER, got {config.model!r} (near: {nearest})"
         )
     if not config.pretrained:
-        raise ValueError(
+        raise UserError(
             f"CLIP model {config.model}: needs `pretrained`, a tag or a path; without weights scores are noise"
         )
     if Path(config.pretrained).is_file():
@@ -79,7 +80,7 @@ def _check_named(config: ClipConfig, weights_present: bool) -> None:
     tags = open_clip.list_pretrained_tags_by_model(config.model)
     if config.pretrained not in tags:
         nearest = ", ".join(get_close_matches(config.pretrained, tags, cutoff=0.3) or tags[:3])
-        raise ValueError(
+        raise UserError(
             f"CLIP pretrained: need a file or a tag of {config.model}, got {config.pretrained!r} (near: {nearest})"
         )
     if weights_present:
@@ -94,7 +95,7 @@ def _fetch(source: dict[str, Any], config: ClipConfig) -> None:
     try:
         download_pretrained(source)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"CLIP {config.model}:{config.pretrained}: weights are not in the hub's cache and cannot be downloaded; "
             "fetch them once with a network, or give a path as `pretrained`"
         ) from error
@@ -112,10 +113,10 @@ def check_render(config: RenderConfig, *, weights_present: bool = True) -> None:
             another machine is checked here.
 
     Raises:
-        ValueError: what is missing or unknown.
+        UserError: what is missing or unknown.
     """
     if config.low_threshold > config.high_threshold:
-        raise ValueError(
+        raise UserError(
             f"render: need low_threshold <= high_threshold, got {config.low_threshold} > {config.high_threshold}"
         )
     if config.detector != "canny":
@@ -132,9 +133,9 @@ def check_render(config: RenderConfig, *, weights_present: bool = True) -> None:
 def _check_controlnet(controlnet: str, weights_present: bool) -> None:
     if Path(controlnet).is_dir():
         if not (Path(controlnet) / "config.json").is_file():
-            raise ValueError(f"render.controlnet: need a diffusers folder with config.json, got {controlnet}")
+            raise UserError(f"render.controlnet: need a diffusers folder with config.json, got {controlnet}")
     elif not HUB_ID.fullmatch(controlnet):
-        raise ValueError(f"render.controlnet: need a folder or a hub id owner/name, got {controlnet!r}")
+        raise UserError(f"render.controlnet: need a folder or a hub id owner/name, got {controlnet!r}")
     elif weights_present:
         import torch
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.hub import hub_answers
+from training.errors import UserError
 
 WITHOUT_DOWNLOAD = ("canny", "shuffle", "lineart_standard")
 NOT_RUNNING = ("mediapipe_face", "dwpose")
@@ -34,7 +35,7 @@ def detector_by_name(name: str) -> tuple[Any, dict[str, Any]]:
     """controlnet-aux's class for a detector's name, and the arguments that make it that detector.
 
     Raises:
-        ValueError: it has none of this name that runs here.
+        UserError: it has none of this name that runs here.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing it warns of every optional package and registered model
@@ -44,7 +45,7 @@ def detector_by_name(name: str) -> tuple[Any, dict[str, Any]]:
     known = {key: (entry["class"], MODEL_PARAMS[key]) for key, entry in MODELS.items() if key not in NOT_RUNNING}
     known["lineart_standard"] = (LineartStandardDetector, {})
     if name not in known:
-        raise ValueError(f"render.detector: need one of {', '.join(sorted(known))}, got {name!r}")
+        raise UserError(f"render.detector: need one of {', '.join(sorted(known))}, got {name!r}")
     return known[name]
 
 
@@ -53,7 +54,7 @@ def load_detector(name: str) -> Callable[[Image.Image, int], Image.Image]:
     """A detector: a picture and the length of the short side to work on in pixels, to the condition. Once per process.
 
     Raises:
-        ValueError: there is none of this name, or its weights are neither here nor to be downloaded.
+        UserError: there is none of this name, or its weights are neither here nor to be downloaded.
     """
     detector_class, arguments = detector_by_name(name)
     if name not in WITHOUT_DOWNLOAD:
@@ -61,7 +62,7 @@ def load_detector(name: str) -> Callable[[Image.Image, int], Image.Image]:
     try:
         detector = detector_class() if name in WITHOUT_DOWNLOAD else detector_class.from_pretrained(ANNOTATORS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"render.detector: {name} has to be downloaded and cannot be ({error!s:.200})") from error
+        raise UserError(f"render.detector: {name} has to be downloaded and cannot be ({error!s:.200})") from error
 
     def detect(image: Image.Image, short_side: int) -> Image.Image:
         sizes = {"detect_resolution": short_side, "image_resolution": short_side}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from evaluation.detection import DETECTION_LONG_SIDE, DETECTION_SHORT_SIDE, box_inside, detection_copy
 from evaluation.face import Face, largest_first, unit_norm
+from training.errors import UserError
 
 DLIB_MIN_SCORE = 0.25
 """Bound on the score of dlib's detector (a distance to the margin, without upper end). dlib's own is 0; what lies just
@@ -56,5 +57,5 @@ class DlibEncoder:
 def dlib_models_dir() -> Path:
     """Folder of dlib's weights. The package cannot be imported (it wants pkg_resources), so it is only looked up."""
     if find_spec("dlib") is None or (package := find_spec("face_recognition_models")) is None:
-        raise ValueError("face encoder dlib: needs the extra, `pip install 'dreamsweep[dlib]'`")
+        raise UserError("face encoder dlib: needs the extra, `pip install 'dreamsweep[dlib]'`")
     return Path(next(iter(package.submodule_search_locations or []))) / "models"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.face import Face
+from training.errors import UserError
 from training.files import sha256_of
 
 
@@ -74,19 +75,19 @@ class DrawnFaceEncoder:
         """Load `config.json` and `model.safetensors`.
 
         Raises:
-            ValueError: a file is missing, or the weights do not fit the config.
+            UserError: a file is missing, or the weights do not fit the config.
         """
         folder = Path(folder)
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
-                raise ValueError(
+                raise UserError(
                     f"face encoder {folder}: a folder needs config.json and model.safetensors, {file} is missing"
                 )
         network = DrawnFaceNetwork(**json.loads((folder / "config.json").read_text()))
         try:
             network.load_state_dict(load_file(folder / "model.safetensors"))
         except RuntimeError as error:
-            raise ValueError(f"face encoder {folder}: model.safetensors does not fit config.json: {error}") from error
+            raise UserError(f"face encoder {folder}: model.safetensors does not fit config.json: {error}") from error
         return cls(network, f"drawn {sha256_of(folder / 'model.safetensors')[:8]}", device)
 
     def find_faces(self, images: Sequence[Image.Image]) -> list[list[Face]]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from training.errors import UserError
 from training.pictures import Box
 
 Embedding = Float[np.ndarray, " d"]
@@ -52,7 +53,7 @@ def face_similarity(embedding: Embedding, reference: Embedding) -> float:
     """Cosine of two embeddings [d], in [-1, 1]; higher is more alike.
 
     Raises:
-        ValueError: an embedding is zero or not finite, so that it has no direction.
+        UserError: an embedding is zero or not finite, so that it has no direction.
     """
     return float(np.clip(np.dot(unit_norm(embedding), unit_norm(reference)), -1.0, 1.0))
 
@@ -70,11 +71,11 @@ def unit_norm(embedding: Embedding) -> Embedding:
     """The embedding's direction: [d], float32, length 1.
 
     Raises:
-        ValueError: it is zero or not finite, so that it has no direction.
+        UserError: it is zero or not finite, so that it has no direction.
     """
     norm = np.linalg.norm(embedding.astype(np.float64))
     if not np.isfinite(norm) or norm == 0:
-        raise ValueError(f"face embedding: need a finite norm above 0, got {norm}")
+        raise UserError(f"face embedding: need a finite norm above 0, got {norm}")
     return np.asarray(embedding / norm, dtype=np.float32)
 
 

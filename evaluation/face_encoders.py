@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from evaluation.dlib_face import DlibEncoder, dlib_models_dir
 from evaluation.face import FaceEncoder
 from evaluation.facenet_weights import PRETRAINED_FILES, check_weights, pretrained_file
+from training.errors import UserError
 from training.files import sha256_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_face_encoder(encoder: str, *, weights_present: bool = True) -> None:
             there is a network. False: a sweep for another machine is checked here.
 
     Raises:
-        ValueError: what is missing, and where to put it.
+        UserError: what is missing, and where to put it.
     """
     if encoder in PRETRAINED_FILES:
         if weights_present:
@@ -42,17 +43,13 @@ def check_face_encoder(encoder: str, *, weights_present: bool = True) -> None:
     elif Path(encoder).is_file():
         check_weights(Path(encoder))
     else:
-        raise ValueError(
-            f"face encoder: need one of {', '.join(ENCODERS)}, a weights file or a folder, got {encoder!r}"
-        )
+        raise UserError(f"face encoder: need one of {', '.join(ENCODERS)}, a weights file or a folder, got {encoder!r}")
 
 
 def _check_folder(folder: Path) -> None:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            raise ValueError(
-                f"face encoder: need config.json and model.safetensors in a folder, {folder} has no {file}"
-            )
+            raise UserError(f"face encoder: need config.json and model.safetensors in a folder, {folder} has no {file}")
 
 
 def load_face_encoder(encoder: str, device: str | torch.device | None = None) -> FaceEncoder:
@@ -64,7 +61,7 @@ def load_face_encoder(encoder: str, device: str | torch.device | None = None) ->
         device: Default: the GPU if there is one. dlib runs on the CPU.
 
     Raises:
-        ValueError: see `check_face_encoder`.
+        UserError: see `check_face_encoder`.
     """
     if device is None:
         import torch

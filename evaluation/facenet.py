@@ -14,6 +14,7 @@ from PIL import Image
 from evaluation.detection import DETECTION_LONG_SIDE, DETECTION_SHORT_SIDE, box_inside, detection_copy
 from evaluation.face import Embedding, Face, largest_first, unit_norm
 from evaluation.facenet_weights import NUM_FEATURES, head_width, read_state_dict, shapes_of
+from training.errors import UserError
 from training.pictures import Box
 
 MTCNN_CROP_SIZE = 160
@@ -82,5 +83,5 @@ def _inception_resnet(path: Path) -> torch.nn.Module:
     try:
         network.load_state_dict(without_classifier)
     except RuntimeError as error:
-        raise ValueError(f"face encoder: {path} does not fit InceptionResnetV1 ({str(error)[:200]})") from error
+        raise UserError(f"face encoder: {path} does not fit InceptionResnetV1 ({str(error)[:200]})") from error
     return network.eval().requires_grad_(False)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError, safe_open
 
+from training.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,7 +30,7 @@ def pretrained_file(pretrained: str) -> Path:
     """facenet-pytorch's weights file, downloaded by facenet-pytorch itself if it is not there yet.
 
     Raises:
-        ValueError: it is neither there nor to be downloaded; says what goes where.
+        UserError: it is neither there nor to be downloaded; says what goes where.
     """
     from urllib.error import URLError
 
@@ -44,7 +46,7 @@ def pretrained_file(pretrained: str) -> Path:
         except (URLError, OSError) as error:
             reason = str(error)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"face encoder {pretrained}: no {name} (about {megabytes} MB) in {path.parent}, no download ({reason}); "
             "put the file from facenet-pytorch's releases there, or give a path to weights, or use dlib"
         )
@@ -55,7 +57,7 @@ def check_weights(path: Path) -> None:
     """Refuse a file that holds no InceptionResnetV1 of whatever head width; of a safetensors file, by its header alone.
 
     Raises:
-        ValueError: it is broken or holds something else; names the file.
+        UserError: it is broken or holds something else; names the file.
     """
     head_width(_shapes_in_header(path) if path.suffix == ".safetensors" else shapes_of(read_state_dict(path)), path)
 
@@ -64,11 +66,11 @@ def head_width(shapes: Mapping[str, Sequence[int]], path: Path) -> int:
     """Length of the embeddings that weights of these shapes make.
 
     Raises:
-        ValueError: they are not InceptionResnetV1's; names the file.
+        UserError: they are not InceptionResnetV1's; names the file.
     """
     head = shapes.get("last_linear.weight", ())
     if len(head) != 2 or head[1] != NUM_FEATURES:
-        raise ValueError(
+        raise UserError(
             f"face encoder: need weights of InceptionResnetV1 (last_linear [d, {NUM_FEATURES}]), {path} has none"
         )
     return int(head[0])
@@ -83,7 +85,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors or .pt file by name, on the CPU; a .pt file is read as weights only and runs no code.
 
     Raises:
-        ValueError: it is broken or holds something else; names the file.
+        UserError: it is broken or holds something else; names the file.
     """
     from pickle import UnpicklingError
 
@@ -93,9 +95,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError) as error:
-        raise ValueError(_unreadable(path, error)) from error
+        raise UserError(_unreadable(path, error)) from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"face encoder: need a state dict (names to tensors), {path} holds something else")
+        raise UserError(f"face encoder: need a state dict (names to tensors), {path} holds something else")
     return weights
 
 
@@ -104,7 +106,7 @@ def _shapes_in_header(path: Path) -> dict[str, Sequence[int]]:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 -- it is no mapping
     except (OSError, SafetensorError) as error:
-        raise ValueError(_unreadable(path, error)) from error
+        raise UserError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from evaluation.config import EvaluationConfig
+from training.errors import DivergedError, UserError
 from training.files import whole_file
 from training.pictures import read_picture
 
@@ -21,7 +22,7 @@ SAMPLER_NAMES = {"ddim": "DDIM", "dpmsolver++": "DPM++ 2M"}
 """Names in the generation parameters of picture files, as AUTOMATIC1111's web UI spells them."""
 
 
-class NonFinitePictureError(ValueError):
+class NonFinitePictureError(DivergedError):
     """The model's output overflowed; saved, it would be a black picture that looks like a result."""
 
 
@@ -153,11 +154,11 @@ def load_images(folder: Path, config: EvaluationConfig) -> list[GeneratedImage]:
     """Read back the pictures that `generate` makes for this config, in its order.
 
     Raises:
-        ValueError: one is missing or broken; names it.
+        UserError: one is missing or broken; names it.
     """
     missing = [name for cell in _cells(config) if not (folder / (name := _file_name(*cell))).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder}: need {len(_cells(config))} pictures, {len(missing)} are missing ({missing[0]}, ...)"
         )
     return [

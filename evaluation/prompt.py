@@ -18,6 +18,7 @@ from PIL import Image
 
 from evaluation.checks import check_clip, weights_in
 from evaluation.config import HF_HUB, LOCAL_DIR, ClipConfig
+from training.errors import UserError
 from training.files import sha256_of
 
 IMAGE_BATCH_SIZE = 16
@@ -37,7 +38,7 @@ def _unit_rows(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]
     rows = embeddings.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
-        raise ValueError("CLIP embedding: need a finite norm above 0; the weights are broken")
+        raise UserError("CLIP embedding: need a finite norm above 0; the weights are broken")
     return np.asarray(rows / norms)
 
 
@@ -94,13 +95,13 @@ def parse_clip(text: str) -> ClipConfig:
     """Read `MODEL:PRETRAINED`, where PRETRAINED is a tag or a path, or `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
 
     Raises:
-        ValueError: the weights are not named.
+        UserError: the weights are not named.
     """
     if text.startswith((LOCAL_DIR, HF_HUB)):
         return ClipConfig(model=text, pretrained=None)
     model, _, pretrained = text.partition(":")
     if not model or not pretrained:
-        raise ValueError(f"CLIP: need MODEL:PRETRAINED or local-dir:FOLDER, got {text!r}")
+        raise UserError(f"CLIP: need MODEL:PRETRAINED or local-dir:FOLDER, got {text!r}")
     return ClipConfig(model=model, pretrained=pretrained)
 
 
@@ -112,7 +113,7 @@ def load_clip(config: ClipConfig, device: str | torch.device | None = None) -> C
         device: Default: the GPU if there is one.
 
     Raises:
-        ValueError: see `checks.check_clip`, or the weights do not fit the model.
+        UserError: see `checks.check_clip`, or the weights do not fit the model.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +138,7 @@ def _load_clip(config: ClipConfig, device: str) -> ClipScorer:
             force_quick_gelu=bool(tag.get("quick_gelu", False)),
         )
     except (RuntimeError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"CLIP {config.model}:{config.pretrained}: weights cannot be loaded ({error!s:.300})"
         ) from error
     model.eval().requires_grad_(False)

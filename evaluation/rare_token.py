@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from training.errors import UserError
+
 RARE_WORD = "sks"
 """The word that stands for the person in most DreamBooth prompts."""
 
@@ -16,7 +18,7 @@ def without_rare_token(prompt: str, rare_token: str) -> str:
     behind. A prompt without the token comes back as it is.
 
     Raises:
-        ValueError: nothing is left of the prompt.
+        UserError: nothing is left of the prompt.
     """
     words = rare_token.split()
     if not words:
@@ -31,5 +33,5 @@ def without_rare_token(prompt: str, rare_token: str) -> str:
     text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
     text = re.sub(r"\s+", " ", text).strip(" ,;:")
     if not re.search(r"\w", text):
-        raise ValueError(f"prompt {prompt!r}: nothing is left without the rare token {rare_token!r}")
+        raise UserError(f"prompt {prompt!r}: nothing is left without the rare token {rare_token!r}")
     return text

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from evaluation.face import Embedding, FaceEncoder, mean_embedding
+from training.errors import UserError
 from training.files import whole_file
 from training.pictures import pixel_digest, read_picture
 
@@ -69,14 +70,14 @@ class References:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is missing or is not such a file.
+            UserError: the file is missing or is not such a file.
         """
         try:
             with safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {})["references"])
             embeddings = load_file(path)["embeddings"]
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not a file of reference faces ({error})") from error
+            raise UserError(f"{path}: not a file of reference faces ({error})") from error
         encoder = about.pop("face_encoder")
         return cls(face_encoder=encoder, embeddings=embeddings, **{key: tuple(names) for key, names in about.items()})
 
@@ -85,7 +86,7 @@ def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References
     """Embed reference photos, one at a time. Photos without a face are left out of the mean and listed.
 
     Raises:
-        ValueError: no photo has a face, or one is not a readable picture; names the photos.
+        UserError: no photo has a face, or one is not a readable picture; names the photos.
     """
     embeddings, used, digests, without_face, several_faces = [], [], [], [], []
     for path in photos:
@@ -100,7 +101,7 @@ def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References
         if len(faces) > 1:
             several_faces.append(path.name)
     if not used:
-        raise ValueError(f"photos: need 1 or more with a face, got 0 of {len(photos)} ({', '.join(without_face[:10])})")
+        raise UserError(f"photos: need 1 or more with a face, got 0 of {len(photos)} ({', '.join(without_face[:10])})")
     return References(
         face_encoder=encoder.name,
         embeddings=np.stack(embeddings),

@@ -23,6 +23,7 @@ from evaluation.detectors import canny, load_detector
 from evaluation.generate import run_pipeline, starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
+from training.errors import UserError
 from training.pictures import read_picture
 
 SIZE_MULTIPLE = 8
@@ -52,7 +53,7 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
         prompt: Used where the config has none.
 
     Raises:
-        ValueError: see `checks.check_render`, or the ControlNet does not fit the base model.
+        UserError: see `checks.check_render`, or the ControlNet does not fit the base model.
     """
     controlnet = load_controlnet(config.controlnet, pipeline.device, pipeline.unet.dtype)
     _check_fit(controlnet, pipeline, config.controlnet)
@@ -130,7 +131,7 @@ def load_controlnet(name: str, device: torch.device | str, dtype: torch.dtype) -
     """Load a ControlNet from a hub id or a local diffusers folder, once per process.
 
     Raises:
-        ValueError: it is not there and cannot be downloaded, or is no ControlNet.
+        UserError: it is not there and cannot be downloaded, or is no ControlNet.
     """
     return _load_controlnet(name, str(device), dtype)
 
@@ -142,7 +143,7 @@ def _load_controlnet(name: str, device: str, dtype: torch.dtype) -> ControlNetMo
     try:
         controlnet = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"render.controlnet: {name} is neither here nor to be downloaded ({error!s:.200})") from error
+        raise UserError(f"render.controlnet: {name} is neither here nor to be downloaded ({error!s:.200})") from error
     return controlnet.to(device).eval().requires_grad_(False)
 
 
@@ -150,7 +151,7 @@ def _check_fit(controlnet: ControlNetModel, pipeline: StableDiffusionPipeline, n
     for key in ("cross_attention_dim", "block_out_channels", "in_channels"):
         need, got = pipeline.unet.config[key], controlnet.config[key]
         if need != got:
-            raise ValueError(f"render.controlnet: need {key} {need} of the base model, {name} has {got}")
+            raise UserError(f"render.controlnet: need {key} {need} of the base model, {name} has {got}")
 
 
 @contextmanager

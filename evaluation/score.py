@@ -18,6 +18,7 @@ from evaluation.face import Face, FaceEncoder, face_similarity
 from evaluation.rare_token import RARE_WORD, without_rare_token
 from evaluation.references import References, embed_references
 from evaluation.scores import ImageScore, Score
+from training.errors import UserError
 from training.pictures import find_photos, find_pictures, read_picture
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def score_images(
         rare_token: Word(s) taken out of the prompts before CLIP reads them.
 
     Raises:
-        ValueError: no pictures, a picture without a prompt where CLIP is asked, or references of another encoder.
+        UserError: no pictures, a picture without a prompt where CLIP is asked, or references of another encoder.
     """
     if references.face_encoder != face_encoder.name:
         raise ValueError(
@@ -91,7 +92,7 @@ def score_images(
     for batch in _batches(images):
         scores += _score_batch(batch, references, face_encoder, clip, rare_token)
     if not scores:
-        raise ValueError("pictures: need 1 or more to score, got 0")
+        raise UserError("pictures: need 1 or more to score, got 0")
     similarities = [score.counted for score in scores]
     alignments = [s.prompt_alignment for s in scores if s.prompt_alignment is not None]
     return Score(
@@ -127,13 +128,13 @@ def score_folder(
         rare_token: Word(s) taken out of the prompts before CLIP reads them.
 
     Raises:
-        ValueError: no pictures, a broken one, no face in any photo, or prompts that do not fit the pictures.
+        UserError: no pictures, a broken one, no face in any photo, or prompts that do not fit the pictures.
     """
     paths = find_pictures(images_dir)
     texts: Sequence[str | None] = [None] * len(paths)
     if prompts is not None:
         if clip is None:
-            raise ValueError(f"prompts: {prompts} needs a CLIP model to be scored by")
+            raise UserError(f"prompts: {prompts} needs a CLIP model to be scored by")
         texts = read_prompts(prompts, [path.name for path in paths])
     references = embed_references(find_photos(photos) if isinstance(photos, Path) else photos, face_encoder)
     pictures = (
@@ -150,12 +151,12 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     lines are the prompts in the config's order. Any other pictures need a line each, in order of file name.
 
     Raises:
-        ValueError: the file is missing, or its lines do not fit the pictures.
+        UserError: the file is missing, or its lines do not fit the pictures.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts: {file} cannot be read as text ({error})") from error
+        raise UserError(f"prompts: {file} cannot be read as text ({error})") from error
     if len(lines) == 1:
         return lines * len(names)
     generated = [GENERATED_FILE.fullmatch(name) for name in names]
@@ -167,7 +168,7 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     wanted = f"1 line or {len(names)} (a line a picture)"
     if len(indices) == len(names):
         wanted = f"1 line or {max(indices) + 1} and more (a line a prompt)"
-    raise ValueError(f"prompts: need {wanted} in {file}, got {len(lines)}")
+    raise UserError(f"prompts: need {wanted} in {file}, got {len(lines)}")
 
 
 def _score_batch(

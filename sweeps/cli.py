@@ -6,18 +6,23 @@ Torch, Ray and diffusers are imported inside the verbs, so that `--help`, `check
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
+import tempfile
+import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.wording import learning_rate_text
+from sweeps.wording import failure_text, learning_rate_text
+from training.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.scores import Score
@@ -37,6 +42,12 @@ SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada.")]
 Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+MENDED_BY_THE_USER = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+)
+"""A disk that is full, a folder that is not there or may not be written."""
 
 
 class ExportFormat(StrEnum):
@@ -268,13 +279,26 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
-    except ValueError as error:
+    except UserError as error:
         _complain(" ".join(str(error).split("\n")[:2]))
         sys.exit(2)
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:
+        if error.errno not in MENDED_BY_THE_USER:
+            _fail(error)
         place = f": {error.filename}" if error.filename else ""
-        _complain(f"{error.strerror or error}{place}")
+        _complain(f"{error.strerror}{place}")
         sys.exit(2)
     except KeyboardInterrupt:
         _complain("interrupted; the same command again goes on from here")
         sys.exit(1)
+    except Exception as error:  # the program's outermost edge: nothing is swallowed, all of it is kept
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """The work failed by no fault of the user's: one line here, the whole traceback in a file, exit 1."""
+    handle, name = tempfile.mkstemp(prefix="dreamsweep-", suffix=".traceback.txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    _complain(f"failed: {failure_text(error)}; the whole traceback is in {name}")
+    sys.exit(1)

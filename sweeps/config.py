@@ -37,6 +37,7 @@ from sweeps.space import (
 )
 from sweeps.wording import shorten, unknown_key
 from training.config import METHODS, SubjectConfig
+from training.errors import UserError
 from training.paths import NameOrPath, relative_to, resolve
 
 NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -212,7 +213,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
         overrides: `a.b=value` each, the value in YAML, applied before validation.
 
     Raises:
-        ValueError: one line with place, law and value.
+        UserError: one line with place, law and value.
     """
     path = Path(path)
     raw = _read_yaml(path)
@@ -231,12 +232,12 @@ def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml", folder: Path
         folder: what relative paths are relative to; None leaves them as they are.
 
     Raises:
-        ValueError: one line with place, law and value.
+        UserError: one line with place, law and value.
     """
     try:
         return SweepConfig.model_validate(raw, context=relative_to(folder) if folder else None)
     except ValidationError as error:
-        raise ValueError(_message(error, source)) from None
+        raise UserError(_message(error, source)) from None
 
 
 def _message(error: ValidationError, source: str) -> str:
@@ -301,24 +302,24 @@ def _load_yaml(text: str, place: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader made stricter
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{place}: must be YAML: {error.problem}{line}") from None
+        raise UserError(f"{place}: must be YAML: {error.problem}{line}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # bad characters; dates and numbers out of range
-        raise ValueError(f"{place}: must be YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{place}: must be YAML: {str(error).splitlines()[0]}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ValueError(f"{path}: a sweep file has at most {MAX_FILE_BYTES} bytes, got {size}")
+            raise UserError(f"{path}: a sweep file has at most {MAX_FILE_BYTES} bytes, got {size}")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
+        raise UserError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     raw = _load_yaml(text, path.name)
     if not isinstance(raw, dict):
-        raise ValueError(f"{path.name}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
+        raise UserError(f"{path.name}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
     return raw
 
 
@@ -326,14 +327,14 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise ValueError(f"--set {override}: must be written a.b=value")
+        raise UserError(f"--set {override}: must be written a.b=value")
     section = raw
     for part in parts[:-1]:
         if section.get(part) is None:
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
-            raise ValueError(f"--set {override}: {part} is {shorten(section)}, not a section; set it whole")
+            raise UserError(f"--set {override}: {part} is {shorten(section)}, not a section; set it whole")
     section[parts[-1]] = _load_yaml(text, f"--set {override}")
 
 

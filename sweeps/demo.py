@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from training.errors import UserError
+
 
 def demo_sweep_file() -> Path:
     """The demo's sweep file: in a clone under `examples/demo`, in an installed wheel inside this package.
 
     Raises:
-        ValueError: the installation has neither.
+        UserError: the installation has neither.
     """
     here = Path(__file__).resolve().parent
     for folder in (here.parent / "examples" / "demo", here / "demo_data"):
         if (folder / "sweep.yaml").is_file():
             return folder / "sweep.yaml"
-    raise ValueError(f"the demo's sweep.yaml is part of the installation, and it is not beside {here}")
+    raise UserError(f"the demo's sweep.yaml is part of the installation, and it is not beside {here}")

@@ -24,6 +24,7 @@ from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.base_model import check_base_model
 from training.config import LoraConfig, MethodConfig
+from training.errors import UserError
 from training.photos import check_photos
 from training.pictures import find_photos
 
@@ -93,7 +94,7 @@ def check_sweep(config: SweepConfig) -> Plan:
     Weights that would be fetched from the hub are not asked for: a sweep for another machine may be checked here.
 
     Raises:
-        ValueError: the first thing that would not work.
+        UserError: the first thing that would not work.
     """
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
@@ -110,10 +111,10 @@ def _check_references(folder: Path | None) -> None:
         return
     try:
         num_photos = len(find_photos(folder))
-    except ValueError as error:
-        raise ValueError(f"evaluation.face.references: {error}") from None
+    except UserError as error:
+        raise UserError(f"evaluation.face.references: {error}") from None
     if not num_photos:
-        raise ValueError(f"evaluation.face.references: need 1 or more pictures, got 0 in {folder}")
+        raise UserError(f"evaluation.face.references: need 1 or more pictures, got 0 in {folder}")
 
 
 def plan_of(config: SweepConfig) -> Plan:
@@ -213,7 +214,7 @@ def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
             with safe_open(str(path), framework="numpy") as stored:
                 shapes |= {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 -- no dict
         except (OSError, SafetensorError):
-            raise ValueError(f"base_model: {path} is not a whole safetensors file") from None
+            raise UserError(f"base_model: {path} is not a whole safetensors file") from None
     return shapes
 
 
@@ -237,12 +238,12 @@ def check_disk(plan: Plan, folder: RunFolder) -> None:
         probe.write_bytes(b"probe")
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder.dir}: must be writable: {error.strerror}") from None
+        raise UserError(f"{folder.dir}: must be writable: {error.strerror}") from None
     there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
     needed = max(0, plan.disk_bytes - there)
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"{place}: needs about {bytes_text(needed)} of disk, {bytes_text(free)} are free; "
             "fewer trials or fewer evaluation.at_steps take less"
         )

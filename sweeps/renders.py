@@ -23,6 +23,7 @@ from sweeps.ledger.records import BASE_TRIAL
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
+from training.errors import UserError
 from training.files import whole_file, write_json
 
 BASE_COLUMN = "base model"
@@ -89,7 +90,7 @@ def render_run(
         `renders/sheet.png`: reference | condition | base model | one column per trial.
 
     Raises:
-        ValueError: nothing to render, or no reference.
+        UserError: nothing to render, or no reference.
     """
     folder = RunFolder(run_dir)
     config = load_sweep(folder.sweep_file)
@@ -97,7 +98,7 @@ def render_run(
     check_render(render)
     best = read_results(folder.dir).best_of_each_trial()
     if not best:
-        raise ValueError(f"rendering needs a scored checkpoint, and {folder.dir} has none yet")
+        raise UserError(f"rendering needs a scored checkpoint, and {folder.dir} has none yet")
     return render_best(RenderJob.of(config, render, best), folder, progress)
 
 
@@ -105,13 +106,13 @@ def render_config(config: SweepConfig, references: Sequence[Path] = (), top: int
     """The sweep's render section, with what is given by hand instead of its own.
 
     Raises:
-        ValueError: there is no reference at all.
+        UserError: there is no reference at all.
     """
     render = config.render or RenderConfig()
     given = {"references": [path.resolve() for path in references], "top": top}
     render = render.model_copy(update={name: value for name, value in given.items() if value})
     if not render.references:
-        raise ValueError("rendering needs a reference: name pictures under render.references or with --reference")
+        raise UserError("rendering needs a reference: name pictures under render.references or with --reference")
     return render
 
 

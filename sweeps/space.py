@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sweeps.ledger.identity import config_hash
 from sweeps.wording import shorten, unknown_key
 from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig, scoring_steps
+from training.errors import UserError
 
 Scalar = bool | int | float | str | None
 
@@ -79,7 +80,7 @@ Chooser = Callable[[str, Choices | Range], Scalar]
 """What fills an open value: its name (`lora/rank`) and what may be chosen -> the chosen value."""
 
 
-class MisplacedError(ValueError):
+class MisplacedError(UserError):
     """A law broken at `place`, dotted and relative to what was being read."""
 
     def __init__(self, place: str, law: str) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig
+from training.errors import UserError
 from training.files import sha256_of, whole_folder
 from training.layout import MANIFEST_FILE, STATE_FILE
 from training.methods import LoraTensors, TrainedModules, pipeline_with_weights, save_weights
@@ -86,7 +87,7 @@ def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkp
         base_model: where the base model lies on this machine, if elsewhere than where the checkpoint was made.
 
     Raises:
-        ValueError: the folder is not whole: a file is missing, cut short or changed.
+        UserError: the folder is not whole: a file is missing, cut short or changed.
     """
     folder = Path(folder)
     try:
@@ -96,9 +97,9 @@ def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkp
         config = TypeAdapter(MethodConfig).validate_python(record["config"])
         return Checkpoint(folder, record["method"], int(record["step"]), base_model or record["base_model"], config)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint: {folder} is not whole: {error}") from error
+        raise UserError(f"checkpoint: {folder} is not whole: {error}") from error
     except ValidationError as error:
-        raise ValueError(f"checkpoint: {folder} has a config of another version: {error.errors()[0]['msg']}") from error
+        raise UserError(f"checkpoint: {folder} has a config of another version: {error.errors()[0]['msg']}") from error
 
 
 def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Checkpoint | None:
@@ -117,7 +118,7 @@ def load_training_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """What training needs besides the weights: optimizer and schedule, on the CPU.
 
     Raises:
-        ValueError: the checkpoint has no training state (an older one of its trial), or it is damaged.
+        UserError: the checkpoint has no training state (an older one of its trial), or it is damaged.
     """
     _verify_training_state(checkpoint)
     state: dict[str, Any] = _load_tree(checkpoint.dir / STATE_FILE)
@@ -170,7 +171,7 @@ def _verify_training_state(checkpoint: Checkpoint) -> None:
         manifest = json.loads((checkpoint.dir / MANIFEST_FILE).read_text())
         _verify(checkpoint.dir, {STATE_FILE: manifest[STATE_FILE]})
     except (OSError, KeyError) as error:
-        raise ValueError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
+        raise UserError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
 
 
 def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from training.canonical import canonical_json
 from training.class_images import make_class_images
 from training.config import SubjectConfig
+from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
 from training.photos import check_photos, crop_square, num_repeats, read_caption
 from training.pictures import Box, find_photos, pixel_digest, read_picture
@@ -89,7 +90,7 @@ def prepare_photos(
             squares are cut from the centre.
 
     Raises:
-        ValueError: from `check_photos`.
+        UserError: from `check_photos`.
     """
     out_dir = Path(out_dir)
     if subject.crop == "center":
@@ -152,7 +153,7 @@ def encode_dataset(
         progress: called with (done, total) class pictures.
 
     Raises:
-        ValueError: class pictures are wanted but the subject has no class prompt.
+        UserError: class pictures are wanted but the subject has no class prompt.
     """
     out_dir, device = Path(out_dir), choose_device(device)
     record = _need_record(out_dir)
@@ -186,18 +187,18 @@ def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
         base_model: where the base model lies on this machine, if elsewhere than where the folder was made.
 
     Raises:
-        ValueError: the folder is not prepared, not encoded, or encoded from other photos.
+        UserError: the folder is not prepared, not encoded, or encoded from other photos.
     """
     out_dir = Path(out_dir)
     record = _need_record(out_dir)
     file = out_dir / "latents.safetensors"
     if not file.is_file():
-        raise ValueError(f"dataset: no latents in {out_dir}; encode_dataset makes them")
+        raise UserError(f"dataset: no latents in {out_dir}; encode_dataset makes them")
     with safe_open(str(file), framework="pt") as stored:
         encoded_with = stored.metadata()["base_model"]
     latents = _load_latents(file)
     if len(latents.mean) != len(record["photos"]):
-        raise ValueError(f"dataset: {file} belongs to other photos than dataset.json; encode_dataset makes it anew")
+        raise UserError(f"dataset: {file} belongs to other photos than dataset.json; encode_dataset makes it anew")
     class_file = out_dir / "class_latents.safetensors"
     subject = record["subject"]
     return Dataset(
@@ -266,7 +267,7 @@ def _read_record(out_dir: Path) -> dict[str, Any]:
 def _need_record(out_dir: Path) -> dict[str, Any]:
     record = _read_record(out_dir)
     if not record:
-        raise ValueError(f"dataset: {out_dir} holds no prepared photos (no dataset.json); prepare_photos makes it")
+        raise UserError(f"dataset: {out_dir} holds no prepared photos (no dataset.json); prepare_photos makes it")
     return record
 
 
@@ -277,7 +278,7 @@ def _prepared_files(out_dir: Path) -> list[Path]:
 def _need_class_prompt(record: dict[str, Any]) -> str:
     class_prompt: str | None = record["subject"]["class_prompt"]
     if class_prompt is None:
-        raise ValueError(
+        raise UserError(
             "subject.class_prompt: prior preservation needs it (the instance prompt without the rare token)"
         )
     return class_prompt

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from training.config import SubjectConfig
+from training.errors import UserError
 from training.pictures import KOHYA_FOLDER, Box, find_photos, read_picture
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 50
@@ -35,25 +36,25 @@ def read_caption(photo: Path) -> str | None:
     try:
         return " ".join(sidecar.read_text(encoding="utf-8-sig").split()) or None
     except UnicodeDecodeError as error:
-        raise ValueError(f"a caption must be UTF-8 text: {sidecar}") from error
+        raise UserError(f"a caption must be UTF-8 text: {sidecar}") from error
 
 
 def check_photos(subject: SubjectConfig) -> list[Path]:
     """The subject's photos, once every one of them is known to be usable; needs no model and no GPU.
 
     Raises:
-        ValueError: too few or too many photos, one that is broken, tiny or enormous, or two copies of the same one.
+        UserError: too few or too many photos, one that is broken, tiny or enormous, or two copies of the same one.
     """
     try:
         return _usable_photos(subject)
-    except ValueError as error:
-        raise ValueError(f"photos: {error}") from error
+    except UserError as error:
+        raise UserError(f"photos: {error}") from error
 
 
 def _usable_photos(subject: SubjectConfig) -> list[Path]:
     photos = find_photos(subject.photos)
     if not MIN_PHOTOS <= len(photos) <= MAX_PHOTOS:
-        raise ValueError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")
+        raise UserError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")
     thumbnails: dict[Path, np.ndarray] = {}
     for path in photos:
         image = read_picture(path)
@@ -61,7 +62,7 @@ def _usable_photos(subject: SubjectConfig) -> list[Path]:
         thumbnail = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
         for other, other_thumbnail in thumbnails.items():
             if np.abs(thumbnail - other_thumbnail).mean() < _NEAR_COPY:
-                raise ValueError(f"{other} and {path} are two copies of the same photo; take one out")
+                raise UserError(f"{other} and {path} are two copies of the same photo; take one out")
         thumbnails[path] = thumbnail
         read_caption(path)
     return photos
@@ -90,7 +91,7 @@ def crop_square(image: Image.Image, face: Box | None, resolution: int) -> Image.
 def _check_short_side(path: Path, image: Image.Image, resolution: int) -> None:
     smallest = max(MIN_SIDE, resolution // 4)
     if min(image.size) < smallest:
-        raise ValueError(
+        raise UserError(
             f"the shorter side must have at least {smallest} px at resolution {resolution}, "
             f"got {image.width}x{image.height} px in {path}"
         )

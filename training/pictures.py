@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from training.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
@@ -42,13 +44,13 @@ def find_pictures(folder: str | Path) -> list[Path]:
     Hidden files and captions (`.txt`) are passed over, files that are no pictures are named in a warning.
 
     Raises:
-        ValueError: no such folder, no picture in it, or a picture in a format that is not read (so that it isn't left
+        UserError: no such folder, no picture in it, or a picture in a format that is not read (so that it isn't left
             out unnoticed).
     """
     folder = Path(folder)
     found = _pictures_of(folder, [_existing(folder)])
     if not found:
-        raise ValueError(f"need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
+        raise UserError(f"need 1 or more of {', '.join(sorted(PICTURE_SUFFIXES))} in {folder}, got 0")
     return found
 
 
@@ -56,7 +58,7 @@ def find_photos(folder: str | Path) -> list[Path]:
     """As `find_pictures`, with subfolders named as kohya's trainers do (`10_sks woman`); there may be none.
 
     Raises:
-        ValueError: no such folder, or a picture in a format that is not read.
+        UserError: no such folder, or a picture in a format that is not read.
     """
     folder = _existing(Path(folder))
     subfolders = [sub for sub in folder.iterdir() if sub.is_dir() and KOHYA_FOLDER.fullmatch(sub.name)]
@@ -69,11 +71,11 @@ def read_picture(path: str | Path) -> Image.Image:
     Transparent parts become white; 16 bits a pixel become 8.
 
     Raises:
-        ValueError: the file is missing, too large, broken, or no picture; the message names it.
+        UserError: the file is missing, too large, broken, or no picture; the message names it.
     """
     path = Path(path)
     if path.is_file() and (num_bytes := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"a file may have {MAX_BYTES / 2**20:g} MiB, got {num_bytes / 2**20:.0f} in {path}")
+        raise UserError(f"a file may have {MAX_BYTES / 2**20:g} MiB, got {num_bytes / 2**20:.0f} in {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF data and on sizes that are checked here
@@ -82,12 +84,12 @@ def read_picture(path: str | Path) -> Image.Image:
                 if width * height <= MAX_PIXELS:
                     return _only_pixels(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise ValueError(f"not a jpg, png or webp picture: {path}") from error
+        raise UserError(f"not a jpg, png or webp picture: {path}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{_PIXEL_LAW}, got more in {path}") from error
+        raise UserError(f"{_PIXEL_LAW}, got more in {path}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's ways to say "broken"
-        raise ValueError(f"broken picture: {path} ({error})") from error
-    raise ValueError(f"{_PIXEL_LAW}, got {width}x{height} px in {path}")
+        raise UserError(f"broken picture: {path} ({error})") from error
+    raise UserError(f"{_PIXEL_LAW}, got {width}x{height} px in {path}")
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -98,7 +100,7 @@ def pixel_digest(image: Image.Image) -> str:
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}")
+        raise UserError(f"no such folder: {folder}")
     return folder
 
 
@@ -108,7 +110,7 @@ def _pictures_of(root: Path, folders: list[Path]) -> list[Path]:
     for file in files:
         suffix = file.suffix.lower()
         if suffix in OTHER_PICTURE_SUFFIXES:
-            raise ValueError(f"only jpg, png and webp are read, got {file} (convert it or take it out)")
+            raise UserError(f"only jpg, png and webp are read, got {file} (convert it or take it out)")
         if suffix not in PICTURE_SUFFIXES | {".txt"}:
             logger.warning("%s is no picture and is left out", file)
     return [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]

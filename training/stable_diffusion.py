@@ -17,6 +17,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from training.base_model import check_base_model
+from training.errors import UserError
 from training.files import sha256_of
 
 # Bars for files that load in a second would tear the live table of a sweep apart.
@@ -39,7 +40,7 @@ def load_base_model(base_model: str) -> StableDiffusionPipeline:
             file's name without suffix, else asked of the hub.
 
     Raises:
-        ValueError: there is no such model, it is a pickle, or it is not of Stable Diffusion 1.x's kind.
+        UserError: there is no such model, it is a pickle, or it is not of Stable Diffusion 1.x's kind.
     """
     if Path(base_model).suffix == ".safetensors":
         pipeline = _load_single_file(Path(base_model))
@@ -197,11 +198,11 @@ def _load_folder(base_model: str, folder: Path) -> StableDiffusionPipeline:
         )
     except (OSError, ValueError) as error:
         if any(folder.rglob("*.bin")) and "safetensors" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"base_model: {base_model} holds its weights as pickles (.bin); load it once with diffusers where you "
                 "trust it and save it again with save_pretrained(..., safe_serialization=True)"
             ) from error
-        raise ValueError(f"base_model: {base_model} does not load: {_first_line(error)}") from error
+        raise UserError(f"base_model: {base_model} does not load: {_first_line(error)}") from error
 
 
 def _load_single_file(file: Path) -> StableDiffusionPipeline:
@@ -217,7 +218,7 @@ def _load_single_file(file: Path) -> StableDiffusionPipeline:
         )
     except (OSError, ValueError, KeyError, SingleFileComponentError) as error:
         place_for_config = f"{config.name}/ beside the file, with the configs and tokenizer of its diffusers pipeline"
-        raise ValueError(
+        raise UserError(
             f"base_model: {file} does not load: {_first_line(error)} (without the hub it needs a folder "
             f"{place_for_config})"
         ) from error
@@ -232,7 +233,7 @@ def _local_folder(base_model: str) -> Path:
     try:
         return Path(StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"base_model: {base_model} is no local folder and could not be had from the hub: {_first_line(error)}"
         ) from error
 
@@ -240,7 +241,7 @@ def _local_folder(base_model: str) -> Path:
 def _check_model_index(base_model: str, folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     if "text_encoder_2" in index or "unet" not in index:
-        raise ValueError(
+        raise UserError(
             f"base_model: need a Stable Diffusion 1.x pipeline (one text encoder, one UNet), "
             f"got {index.get('_class_name')} in {base_model}"
         )
@@ -249,13 +250,13 @@ def _check_model_index(base_model: str, folder: Path) -> None:
 def _check_layout(base_model: str, pipeline: StableDiffusionPipeline) -> None:
     channels = pipeline.unet.config.in_channels
     if channels != pipeline.vae.config.latent_channels:
-        raise ValueError(
+        raise UserError(
             f"base_model: the UNet must take the VAE's {pipeline.vae.config.latent_channels} latent channels, "
             f"got {channels} in {base_model} (an inpainting or depth model?)"
         )
     prediction_type = pipeline.scheduler.config.prediction_type
     if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
+        raise UserError(
             f"base_model: prediction_type must be epsilon or v_prediction, got {prediction_type} in {base_model}"
         )
 

@@ -93,7 +93,7 @@ def start_run(
     """A run before its first step, or as it was when the checkpoint was written.
 
     Raises:
-        ValueError: the base model cannot be had, or the checkpoint is not one to go on from.
+        UserError: the base model cannot be had, or the checkpoint is not one to go on from.
     """
     base = load_base_model(dataset.base_model)
     modules = copy_for_training(config, dataset.base_model, device, resume_from.dir if resume_from else None)

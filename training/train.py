@@ -21,13 +21,14 @@ from torch import Tensor
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
 from training.dataset import Dataset
+from training.errors import DivergedError, UserError
 from training.files import remove_parts
 from training.stable_diffusion import choose_device
 from training.stats import STATS_FILE, StatsWriter, StepStats, peak_resident_bytes
 from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run
 
 
-class NonFiniteLoss(ValueError):  # noqa: N818 - it names what happened
+class NonFiniteLoss(DivergedError):  # noqa: N818 - it names what happened
     """Training ran away: the loss or a weight is infinite or not a number."""
 
 
@@ -56,7 +57,7 @@ def train(
         on_step: called with (step, loss) after every optimizer step.
 
     Raises:
-        ValueError: the machine or the dataset lacks what the config asks for, or `resume_from` is of another config.
+        UserError: the machine or the dataset lacks what the config asks for, or `resume_from` is of another config.
         NonFiniteLoss: from the generator, when training runs away.
     """
     device = choose_device(device)
@@ -71,17 +72,15 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
     """Refuse, without loading anything, what this machine cannot train.
 
     Raises:
-        ValueError: fp16 without a GPU, bf16 on a GPU that lacks it, or 8-bit Adam without its library.
+        UserError: fp16 without a GPU, bf16 on a GPU that lacks it, or 8-bit Adam without its library.
     """
     device = choose_device(device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
-        raise ValueError("mixed_precision: fp16 needs a GPU, got device cpu (no and bf16 train on a CPU)")
+        raise UserError("mixed_precision: fp16 needs a GPU, got device cpu (no and bf16 train on a CPU)")
     if config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"mixed_precision: bf16 needs a newer GPU than {torch.cuda.get_device_name(device)}; use fp16")
+        raise UserError(f"mixed_precision: bf16 needs a newer GPU than {torch.cuda.get_device_name(device)}; use fp16")
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "use_8bit_adam: needs bitsandbytes, which is not installed: pip install 'dreamsweep[adam8bit]'"
-        )
+        raise UserError("use_8bit_adam: needs bitsandbytes, which is not installed: pip install 'dreamsweep[adam8bit]'")
 
 
 def _checkpoints(
@@ -158,10 +157,10 @@ def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:
     if not config.with_prior_preservation:
         return
     if dataset.class_prompt is None:
-        raise ValueError("subject.class_prompt: with_prior_preservation needs it, got none")
+        raise UserError("subject.class_prompt: with_prior_preservation needs it, got none")
     num_class_images = 0 if dataset.class_latents is None else len(dataset.class_latents.mean)
     if num_class_images < config.num_class_images:
-        raise ValueError(
+        raise UserError(
             f"num_class_images: the dataset must hold as many class images, got {num_class_images} of "
             f"{config.num_class_images} in {dataset.dir}"
         )
@@ -173,4 +172,4 @@ def _check_resume(config: LoraConfig | DreamBoothConfig, checkpoint: Checkpoint)
     wanted, found = config.model_dump(exclude=free), checkpoint.config.model_dump(exclude=free)
     different = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if different:
-        raise ValueError(f"resume_from: {checkpoint.dir} was trained with another {', '.join(different)}")
+        raise UserError(f"resume_from: {checkpoint.dir} was trained with another {', '.join(different)}")

@@ -15,6 +15,7 @@ from sweeps.config import ResourcesConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.plan import MANY_AT_ONCE
+from training.errors import UserError
 
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """What Ray's cluster launcher leaves on the head of a cluster that grows on demand."""
@@ -39,7 +40,7 @@ def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None) -> 
     """Refuse what the connected Ray cluster does not have and will not get; Tune itself would wait for ever.
 
     Raises:
-        ValueError: names what was asked and the most that any machine has.
+        UserError: names what was asked and the most that any machine has.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = asked.cpus_per_trial, asked.gpus_per_trial
@@ -49,7 +50,7 @@ def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None) -> 
     if asked.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists():
         capacity = max(capacity, MANY_AT_ONCE)
     if capacity == 0:
-        raise ValueError(_refusal(machines, cpus, gpus))
+        raise UserError(_refusal(machines, cpus, gpus))
     return TrialResources(cpus, gpus, min(capacity, max_concurrent_trials or capacity))
 
 
@@ -74,7 +75,7 @@ def check_shared(folder: RunFolder, storage: str | None) -> None:
     """Refuse a run folder, or a storage in its place, that some machine of the cluster does not see.
 
     Raises:
-        ValueError: names the machines, or says why the storage cannot be written.
+        UserError: names the machines, or says why the storage cannot be written.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2 and storage is None:
@@ -94,14 +95,14 @@ def check_shared(folder: RunFolder, storage: str | None) -> None:
             ]
         )
     except OSError as error:
-        raise ValueError(f"storage: {storage} must be writable: {error}") from None
+        raise UserError(f"storage: {storage} must be writable: {error}") from None
     finally:
         probe.unlink(missing_ok=True)
     folder.push(probe)  # which takes it away there too
     blind = [node["NodeManagerAddress"] for node, answer in zip(nodes, answers, strict=True) if answer != text]
     if blind:
         place = folder.dir if storage is None else storage
-        raise ValueError(
+        raise UserError(
             f"{place}: must be seen by every machine of the cluster, and {', '.join(blind)} does not see it"
         )
 

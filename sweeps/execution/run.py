@@ -56,7 +56,7 @@ def run_sweep(
         The run folder.
 
     Raises:
-        ValueError: something that the user can mend, found before the first trial.
+        UserError: something that the user can mend, found before the first trial.
         SweepInterrupted: a signal ended it; the same call goes on.
     """
     plan = check_sweep(config)

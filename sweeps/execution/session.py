@@ -21,6 +21,7 @@ import sweeps
 import training
 from sweeps.ledger.folder import RunFolder
 from sweeps.wording import failure_text
+from training.errors import UserError
 
 INIT_ATTEMPTS = 3
 """A loaded machine may miss Ray's own deadline for starting up."""
@@ -70,7 +71,7 @@ def _init_ray(**options: Any) -> Any:
             ray.shutdown()
             if attempt == INIT_ATTEMPTS:
                 where = options["address"]
-                raise ValueError(f"--address {where}: Ray must answer there: {failure_text(error)}") from None
+                raise UserError(f"--address {where}: Ray must answer there: {failure_text(error)}") from None
             time.sleep(attempt)
     raise AssertionError("unreachable")
 

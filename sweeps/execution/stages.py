@@ -24,6 +24,7 @@ from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
 from training.dataset import encode_dataset, prepare_photos
+from training.errors import UserError
 from training.pictures import find_photos
 from training.stable_diffusion import base_model_fingerprint
 from training.train import check_training
@@ -33,7 +34,7 @@ def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder)
     """Crop the photos and embed their faces, on the CPU; done already, it does little.
 
     Raises:
-        ValueError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
+        UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
@@ -77,7 +78,7 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         What is being done, for the user.
 
     Raises:
-        ValueError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
+        UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
     """
     folder = open_run(asked.run_dir, asked.storage)
     shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
@@ -113,15 +114,15 @@ def check_trainable(methods: Mapping[str, MethodSpace], device: str) -> None:
                 )
                 try:
                     check_training(trial, device)
-                except ValueError as error:
-                    raise ValueError(f"methods.{method}.{error}") from None
+                except UserError as error:
+                    raise UserError(f"methods.{method}.{error}") from None
 
 
 def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -> None:
     """Render a run's best trials on a machine that may not have its files yet.
 
     Raises:
-        ValueError: from `render_best`.
+        UserError: from `render_best`.
     """
     folder = open_run(run_dir, storage)
     folder.pull(folder.trials_dir, ending="trial.json")

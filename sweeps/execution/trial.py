@@ -30,6 +30,7 @@ from sweeps.space import scoring_points
 from sweeps.wording import failure_text
 from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
 from training.dataset import load_dataset
+from training.errors import UserError
 from training.stats import STATS_FILE, read_stats
 from training.train import train
 
@@ -150,7 +151,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         left = [step for step in unscored if latest is not None and step <= latest.step]
         try:
             checkpoints = [open_checkpoint(trial_dir / f"checkpoint-{step}", base_model) for step in left]
-        except ValueError:  # one is not whole: from the start again, which makes equal ones
+        except UserError:  # one is not whole: from the start again, which makes equal ones
             left, checkpoints, latest = [], [], None
         yield from checkpoints
         still = [step for step in unscored if step not in left]

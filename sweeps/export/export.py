@@ -27,6 +27,7 @@ from sweeps.results.results import Results, read_results
 from sweeps.wording import public_name
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig
+from training.errors import UserError
 from training.files import whole_folder
 from training.layout import LORA_FILE
 
@@ -79,7 +80,7 @@ def export_checkpoint(
         `dest`. It is whole or untouched.
 
     Raises:
-        ValueError: no champion, no such trial, a format that does not fit, a damaged checkpoint, a `dest` in use.
+        UserError: no champion, no such trial, a format that does not fit, a damaged checkpoint, a `dest` in use.
     """
     results = read_results(run_dir)
     row = _choose(results, trial)
@@ -88,7 +89,7 @@ def export_checkpoint(
     _check_dest(dest)
     config = results.config
     if config is None or row.checkpoint is None:
-        raise ValueError(f"export: {results.warnings[0] if results.warnings else 'the trial has no checkpoint'}")
+        raise UserError(f"export: {results.warnings[0] if results.warnings else 'the trial has no checkpoint'}")
     checkpoint = open_checkpoint(results.folder.inside(row.checkpoint), config.base_model)
     export = _Export(results, config, row, checkpoint)
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -103,32 +104,32 @@ def _choose(results: Results, trial: str | None) -> Row:
     if trial is not None:
         row = results.best_of_trial(trial)
         if row.is_base:
-            raise ValueError(f"export: {trial!r} is the untouched base model; name a trained trial")
+            raise UserError(f"export: {trial!r} is the untouched base model; name a trained trial")
         return row
     if results.champion.row is None:
-        raise ValueError(f"export: {results.champion.reason} (rule: {results.champion.rule}); choose one with --trial")
+        raise UserError(f"export: {results.champion.reason} (rule: {results.champion.rule}); choose one with --trial")
     return results.champion.row
 
 
 def _check_format(format: str, row: Row) -> None:  # noqa: A002
     if format not in WRITERS:
-        raise ValueError(f"export: format must be one of {', '.join(WRITERS)}, got {format!r}")
+        raise UserError(f"export: format must be one of {', '.join(WRITERS)}, got {format!r}")
     if format in LORA_FORMATS and row.method != "lora":
         fitting = " or ".join(name for name in WRITERS if name not in LORA_FORMATS)
-        raise ValueError(f"export: format {format} is for a LoRA, and {row.trial} is a full fine-tune; use {fitting}")
+        raise UserError(f"export: format {format} is for a LoRA, and {row.trial} is a full fine-tune; use {fitting}")
 
 
 def _check_dest(dest: Path) -> None:
     """Refuse to replace anything that an export did not write."""
     if dest.suffix == ".safetensors":
-        raise ValueError(f"export: DEST is the folder to write the files into, got a file's name: {dest}")
+        raise UserError(f"export: DEST is the folder to write the files into, got a file's name: {dest}")
     if not dest.exists():
         return
     if not dest.is_dir():
-        raise ValueError(f"export: DEST must be a folder, got a file: {dest}")
+        raise UserError(f"export: DEST must be a folder, got a file: {dest}")
     foreign = sorted(_files(dest) - _files_of_earlier_export(dest))
     if foreign:
-        raise ValueError(f"export: DEST must be empty or an earlier export, found {foreign[0]} in {dest}")
+        raise UserError(f"export: DEST must be empty or an earlier export, found {foreign[0]} in {dest}")
 
 
 def _files(folder: Path) -> set[str]:

@@ -15,6 +15,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from training.errors import UserError
+
 TEXT_MODEL = "text_model."
 """Part of the text encoder's names in all files of the last years; transformers 5 reads it but no longer writes it."""
 
@@ -45,10 +47,10 @@ def original_layout(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     """All weights of a Stable Diffusion 1 pipeline under the original names, on the CPU, dtypes as they are.
 
     Raises:
-        ValueError: the pipeline is not of Stable Diffusion 1's layout.
+        UserError: the pipeline is not of Stable Diffusion 1's layout.
     """
     if pipeline.unet.config.use_linear_projection:
-        raise ValueError("checkpoint: the single-file layout is Stable Diffusion 1's, got a UNet of Stable Diffusion 2")
+        raise UserError("checkpoint: the single-file layout is Stable Diffusion 1's, got a UNet of Stable Diffusion 2")
     text = with_text_model_prefix(pipeline.text_encoder.state_dict())
     parts = {
         "model.diffusion_model.": _renamed(pipeline.unet.state_dict(), list(_unet_modules(pipeline.unet))),
@@ -72,7 +74,7 @@ def _new_name(key: str, modules: list[Renaming]) -> str:
                 if rest.startswith(f"{old}."):
                     return f"{there}.{new}.{rest.removeprefix(f'{old}.')}"
             return f"{there}.{rest}"
-    raise ValueError(f"checkpoint: Stable Diffusion 1's layout has no place for the weight {key}")
+    raise UserError(f"checkpoint: Stable Diffusion 1's layout has no place for the weight {key}")
 
 
 def _unet_modules(unet: UNet2DConditionModel) -> Iterator[Renaming]:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
+from training.errors import UserError
 from training.files import write_json, write_whole
 from training.layout import STATE_FILE
 
@@ -44,7 +45,7 @@ class RunFolder:
     def trial_dir(self, trial: str) -> Path:
         """Folder of one trial; its id never leaves `trials/`."""
         if trial in ("", ".", "..") or Path(trial).name != trial or "\\" in trial:
-            raise ValueError(f"a trial is named by one folder name below {self.trials_dir}, got {trial!r}")
+            raise UserError(f"a trial is named by one folder name below {self.trials_dir}, got {trial!r}")
         return self.trials_dir / trial
 
     def trial_file(self, trial: str) -> Path:
@@ -67,11 +68,11 @@ class RunFolder:
         """The file or folder that a path in trial.json names.
 
         Raises:
-            ValueError: it lies outside the run folder (a run folder may come from somebody else).
+            UserError: it lies outside the run folder (a run folder may come from somebody else).
         """
         path = (self.dir / relative).resolve()
         if not any(path.is_relative_to(root) for root in (self.dir, self.trials_dir.resolve())):
-            raise ValueError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
+            raise UserError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
         return path
 
     def write(self, record: TrialRecord) -> None:
@@ -86,7 +87,7 @@ class RunFolder:
         """The ledger's record, or None where the trial has none yet.
 
         Raises:
-            ValueError: the file is there but is not a whole record, or a later release wrote it.
+            UserError: the file is there but is not a whole record, or a later release wrote it.
         """
         path = self.trial_file(trial)
         try:
@@ -97,7 +98,7 @@ class RunFolder:
             raise NewerLedgerError(f"{path}: {error}") from None
         except ValueError as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise ValueError(
+            raise UserError(
                 f"{path}: must be a whole trial.json: {problem}; delete its folder to run it again"
             ) from None
 
@@ -132,11 +133,11 @@ class RunFolder:
         """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.
 
         Raises:
-            ValueError: the folder holds a sweep with another `part`.
+            UserError: the folder holds a sweep with another `part`.
         """
         claims = self.identity()
         if claims.get(part, key) != key:
-            raise ValueError(
+            raise UserError(
                 f"{self.dir}: holds a sweep with another {part.replace('_', ' ')}, whose scores cannot be compared; "
                 "choose another name in the sweep file or another --out"
             )
@@ -155,7 +156,7 @@ class RunFolder:
         """Hold the run alone; the kernel lets go of it when the holder dies, however it dies.
 
         Raises:
-            ValueError: another process holds it.
+            UserError: another process holds it.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         holder_file = self.dir / ".lock.holder"
@@ -164,7 +165,7 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             holder = holder_file.read_text(encoding="utf-8") if holder_file.is_file() else "another process"
-            raise ValueError(f"{self.dir}: is being run already, by {holder}") from None
+            raise UserError(f"{self.dir}: is being run already, by {holder}") from None
         try:
             write_whole(holder_file, f"process {os.getpid()} on {socket.gethostname()}")
             yield

@@ -13,6 +13,7 @@ import fsspec
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
+from training.errors import UserError
 from training.files import whole_file
 from training.layout import STATE_FILE
 
@@ -35,7 +36,7 @@ class MirroredRunFolder(RunFolder):
         storage: fsspec address.
 
     Raises:
-        ValueError: the address is of no kind that can be opened here.
+        UserError: the address is of no kind that can be opened here.
     """
 
     def __init__(self, dir: Path | str, storage: str) -> None:  # noqa: A002 -- the attribute's name
@@ -43,7 +44,7 @@ class MirroredRunFolder(RunFolder):
         try:
             self._filesystem, root = fsspec.core.url_to_fs(storage)
         except (ImportError, ValueError) as error:
-            raise ValueError(f"storage: {storage} cannot be opened: {error}") from None
+            raise UserError(f"storage: {storage} cannot be opened: {error}") from None
         self._root = PurePosixPath(root) / self.dir.name
 
     def push(self, *parts: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from evaluation.scores import ImageScore
 from training.config import METHODS, MethodConfig
+from training.errors import UserError
 
 Status = Literal["running", "finished", "stopped", "failed"]
 BASE_TRIAL = "base"
@@ -22,7 +23,7 @@ LEDGER_VERSION = 2
 """
 
 
-class NewerLedgerError(ValueError):
+class NewerLedgerError(UserError):
     """A record that a later release wrote: it may mean what this one cannot know."""
 
 

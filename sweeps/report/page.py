@@ -29,6 +29,7 @@ from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
 from sweeps.results.results import Results, read_results
 from sweeps.wording import duration_text, learning_rate_text, public_name, score_text, signed_text
+from training.errors import UserError
 from training.files import write_whole
 from training.pictures import read_picture
 
@@ -50,7 +51,7 @@ def write_report(run_dir: Path | str) -> Path:
     Works on a sweep that is still running, or has no finished trial or render yet.
 
     Raises:
-        ValueError: `run_dir` is not a run folder.
+        UserError: `run_dir` is not a run folder.
     """
     results = read_results(run_dir)
     write_results_csv(results.run_dir, results.rows)
@@ -173,7 +174,7 @@ class Pictures:
     def _inline(self, relative: str, side: int) -> str | None:
         try:
             path = self._folder.inside(relative)
-        except ValueError:
+        except UserError:
             return None
         if (path, side) not in self._known:
             self._known[path, side] = self._read(path, side)
@@ -192,7 +193,7 @@ def data_uri(path: Path, side: int) -> str | None:
     """The picture with its longer side at most `side` pixels, as a data address; None where it cannot be read."""
     try:
         reduced = read_picture(path)
-    except ValueError:
+    except UserError:
         return None
     reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -85,7 +85,7 @@ def rows_of(record: TrialRecord) -> list[Row]:
     """The trial's rows, one a scoring point; of a step scored twice, the later one.
 
     Raises:
-        ValueError: the trial's config is not of its kind.
+        UserError: the trial's config is not of its kind.
     """
     config = None if record.is_base else record.method_config
     settings = {

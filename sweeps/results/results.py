@@ -15,6 +15,7 @@ from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
 from sweeps.results.champion import Champion, champion
 from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, rows_of
 from sweeps.results.rule import ChampionRule
+from training.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Results:
         """The best checkpoint of one trial.
 
         Raises:
-            ValueError: there is no such trial, or none of its checkpoints has been scored.
+            UserError: there is no such trial, or none of its checkpoints has been scored.
         """
         if trial not in self._best:
             known = any(record.trial == trial for record in self.trials)
             what = "has no scored checkpoint" if known else "is not in this run"
-            raise ValueError(f"trial {trial!r} {what}: {self.folder.trials_dir}")
+            raise UserError(f"trial {trial!r} {what}: {self.folder.trials_dir}")
         return self._best[trial]
 
 
@@ -82,11 +83,11 @@ def read_results(run_dir: Path | str) -> Results:
     """Read a run folder, finished or not.
 
     Raises:
-        ValueError: `run_dir` is not a run folder, or a later release wrote a trial into it.
+        UserError: `run_dir` is not a run folder, or a later release wrote a trial into it.
     """
     folder = RunFolder(run_dir)
     if not folder.trials_dir.is_dir() and not folder.sweep_file.is_file():
-        raise ValueError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
+        raise UserError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
     warnings: list[str] = []
     config = _read_config(folder, warnings)
     trials, rows = _read_trials(folder, warnings)
