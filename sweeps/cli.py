@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.wording import failure_text, learning_rate_text
+from sweeps.wording import earlier_text, failure_text, learning_rate_text
 from training.errors import UserError
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
     )
     for row in results.rows[:top]:
-        table.add_row(*_cells(row), style="dim" if row.is_base else None)
+        table.add_row(*_cells(row), style="dim" if row.is_base or row.earlier else None)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for trial in results.trials:
@@ -245,7 +245,8 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         if champion.row is None
         else [f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}"]
     )
-    for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in champion.caveats)]:
+    caveats = [*champion.caveats, *([earlier_text(len(results.earlier))] if results.earlier else [])]
+    for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in caveats)]:
         console.print(line, markup=False, highlight=False)
 
 
@@ -255,7 +256,8 @@ def _cells(row: Row) -> list[str]:
     learning_rate = "" if row.learning_rate is None else learning_rate_text(row.learning_rate)
     faces = f"{row.num_faces}/{row.num_images}"
     scores = [f"{row.face_similarity:.3f}", f"{row.prompt_alignment:.3f}"]
-    return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, row.status]
+    status = f"{row.status}, earlier" if row.earlier else row.status
+    return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, status]
 
 
 def _print_score(scored: Score) -> None:

@@ -33,6 +33,7 @@ from sweeps.space import (
     explain,
     grid,
     largest,
+    num_combinations,
     parse_space,
 )
 from sweeps.wording import shorten, unknown_key
@@ -165,13 +166,15 @@ class SweepConfig(_Section):
             )
 
     def _check_grid(self) -> None:
+        limit = self.search.num_trials or MAX_GRID_TRIALS
         for method, space in self.methods.items():
             for field, value in space.items():
-                if isinstance(value, Range) and value.step is None:
+                if isinstance(value, Range) and value.num_points is None:
                     place = f"methods.{method}.{field}"
                     raise MisplacedError(place, f"a grid needs choices, or a range with a step, got {_brief(value)}")
-        size = sum(1 for _ in zip(grid(self.methods, self.evaluation.at_steps), range(MAX_GRID_TRIALS + 1)))  # noqa: B905 -- the shorter ends it
-        limit = self.search.num_trials or MAX_GRID_TRIALS
+        size = num_combinations(self.methods)
+        if size <= MAX_GRID_TRIALS:
+            size = sum(1 for _ in grid(self.methods, self.evaluation.at_steps))
         if size > limit:
             raise MisplacedError(
                 "search.num_trials",
@@ -262,8 +265,13 @@ def _known_keys(loc: Sequence[str | int]) -> list[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, a key stands once, nesting is shallow, aliases are refused."""
+    """YAML 1.2's core schema, a key once, shallow nesting, no aliases.
 
+    PyYAML follows YAML 1.1, which reads `no` as false, `12:30` as 750, `010` as 8, `1e-4` as text and `2026-11-25` as a
+    date. In 1.2 a word is a word; source: the YAML 1.2.2 specification, section 10.3.2.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 -- PyYAML's own; none of 1.1's are kept
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -290,11 +298,27 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",  # PyYAML follows YAML 1.1, where 1e-4 lacks a dot and so is text
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+_CORE_SCHEMA = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 )
+"""Beyond the specification, digits may be grouped: `max_train_steps: 1_000` can mean one thing only."""
+for _tag, _pattern, _first in _CORE_SCHEMA:
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _whole_number(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 0 if text.startswith(("0o", "0x")) else 10)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def _load_yaml(text: str, place: str) -> Any:
@@ -338,13 +362,26 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     section[parts[-1]] = _load_yaml(text, f"--set {override}")
 
 
+class _QuotingDumper(yaml.SafeDumper):
+    """Quotes a text that either YAML 1.1 or 1.2 would read as something else: `no`, `1e5`, `0o17`."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 -- PyYAML's own
+        first: [*_StrictLoader.yaml_implicit_resolvers.get(first, []), *resolvers]
+        for first, resolvers in {
+            **{first: [] for first in _StrictLoader.yaml_implicit_resolvers},
+            **yaml.SafeDumper.yaml_implicit_resolvers,
+        }.items()
+    }
+
+
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
 def resolved_yaml(config: SweepConfig) -> str:
     """The whole sweep as YAML that `load_sweep` reads again, and the versions it ran with."""
     dumped = config.model_dump(mode="json")
-    return yaml.safe_dump({**dumped, "versions": installed_versions()}, sort_keys=False, allow_unicode=True)
+    dumped["versions"] = installed_versions()
+    return yaml.dump(dumped, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True)
 
 
 def installed_versions() -> dict[str, str]:

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from evaluation.checks import check_clip, check_render
 from evaluation.face_encoders import check_face_encoder
+from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.ledger.folder import RunFolder
-from sweeps.search.listed import listed_trials, num_planned
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.base_model import check_base_model
@@ -119,7 +119,7 @@ def _check_references(folder: Path | None) -> None:
 
 def plan_of(config: SweepConfig) -> Plan:
     """Measure the sweep without looking at its photos."""
-    listed = config.search.sampler in ("grid", "random")
+    listed = is_listed(config)
     as_listed = config if listed else _drawn_at_random(config)
     trials = tuple(listed_trials(as_listed))[: num_planned(config)]
     sizes = base_sizes(config.base_model)

@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -64,12 +65,26 @@ class Range(BaseModel):
         """Whole numbers only? `parse_space` gives the ends the type of the field."""
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
+    @property
+    def num_points(self) -> int | None:
+        """How many values it holds; None where they are endless."""
+        if self.low == self.high:
+            return 1
+        step = 1 if self.step is None and self.is_int else self.step
+        return None if step is None else math.floor((self.high - self.low) / step + 1e-9) + 1
+
     def points(self) -> list[int | float]:
-        """The values `low`, `low + step`, ... up to `high`; needs a step."""
-        if self.step is None:
+        """The values `low`, `low + step`, ... up to `high`, as they are written in decimals.
+
+        Whole numbers without a step are all whole numbers.
+        """
+        if self.num_points is None:
             raise ValueError("a grid needs choices, or a range with a step")
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [self.low + i * self.step for i in range(count)]
+        return [self.point(i) for i in range(self.num_points)]
+
+    def point(self, i: int) -> int | float:
+        """Number `i` of `points`, from 0."""
+        return type(self.low)(Decimal(str(self.low)) + i * Decimal(str(self.step or 1)))
 
 
 Value = Choices | Range | Scalar
@@ -300,9 +315,20 @@ def contains(value: Choices | Range, made: Scalar) -> bool:
     """Could `made` have been chosen?"""
     if isinstance(value, Choices):
         return made in value.choices
-    if not isinstance(made, int | float) or not value.low <= made <= value.high:
+    if not isinstance(made, int | float):
         return False
-    return value.step is None or any(math.isclose(made, point) for point in value.points())
+    if value.step is None:
+        return value.low <= made <= value.high
+    steps = (made - value.low) / value.step  # a sum of steps may miss a point, and `high`, by a rounding
+    return -1e-9 <= steps <= (value.num_points or 0) - 1 + 1e-9 and math.isclose(steps, round(steps), abs_tol=1e-9)
+
+
+def holds(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], config: MethodConfig) -> bool:
+    """Could `draw` have made `config`: does the space hold its open values, and are its fixed ones the same?"""
+    try:
+        return config_hash(draw(methods, at_steps, choices_made(config))) == config_hash(config)
+    except (LookupError, ValidationError):
+        return False
 
 
 def random_chooser(rng: random.Random) -> Chooser:
@@ -312,7 +338,7 @@ def random_chooser(rng: random.Random) -> Chooser:
         if isinstance(value, Choices):
             return rng.choice(value.choices)
         if value.step is not None:
-            return rng.choice(value.points())
+            return value.point(rng.randrange(value.num_points or 1))
         if not value.log:
             return rng.randint(int(value.low), int(value.high)) if value.is_int else rng.uniform(value.low, value.high)
         drawn = math.exp(rng.uniform(math.log(value.low), math.log(value.high)))
@@ -334,18 +360,22 @@ def grid(methods: Mapping[str, MethodSpace], at_steps: Sequence[int]) -> Iterato
                 yield METHODS[method].model_validate({**values, "max_train_steps": steps})
 
 
+def num_combinations(methods: Mapping[str, MethodSpace]) -> int:
+    """How many combinations of values a closed space holds, before scoring points open any run length."""
+    return sum(
+        math.prod((v.num_points or 0) if isinstance(v, Range) else len(corners_of(v)) for v in space.values())
+        for space in methods.values()
+    )
+
+
 def num_distinct(methods: Mapping[str, MethodSpace], at_steps: Sequence[int], limit: int) -> int:
-    """How many different trials the space holds, counted up to `limit`; a range without a step counts as endless."""
-    if any(isinstance(v, Range) and v.step is None and v.low < v.high for s in methods.values() for v in s.values()):
+    """How many different trials the space holds, counted up to `limit`."""
+    sizes = [value.num_points for space in methods.values() for value in space.values() if isinstance(value, Range)]
+    if any(size is None or size >= limit for size in sizes):
         return limit
-    closed = {m: {f: _as_choices(v) for f, v in space.items()} for m, space in methods.items()}
     distinct: set[str] = set()
-    for config in grid(closed, at_steps):
+    for config in grid(methods, at_steps):
         distinct.add(config_hash(config))
         if len(distinct) >= limit:
             break
     return len(distinct)
-
-
-def _as_choices(value: Value) -> Value:
-    return value.low if isinstance(value, Range) and value.low == value.high else value

@@ -67,6 +67,12 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return f"unknown key {shorten(key)}; {hint}"
 
 
+def earlier_text(num_trials: int) -> str:
+    """What is said of trials that the sweep file does not ask for any more."""
+    which = "1 trial is" if num_trials == 1 else f"{num_trials} trials are"
+    return f"{which} of an earlier state of the sweep file, shown as `earlier`, and in no verdict"
+
+
 def failure_text(error: BaseException) -> str:
     """An exception as one line for the ledger."""
     lines = str(error).strip().splitlines()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.config import ChampionConfig
-from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.wording import duration_text, learning_rate_text
@@ -235,8 +234,7 @@ def leaderboard_file(name: str) -> Path | None:
     return None if _global_node is None else Path(_global_node.get_logs_dir_path()) / f"sweep_{name}_leaderboard.log"
 
 
-def fill_board(board: Board, folder: RunFolder) -> None:
+def fill_board(board: Board, base: TrialRecord | None, trials: Sequence[TrialRecord]) -> None:
     """Take up what earlier drivers have done."""
-    base = folder.base()
-    for record in [*([base] if base else []), *folder.trials()]:
+    for record in [*([base] if base else []), *trials]:
         board.put(record)

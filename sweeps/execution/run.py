@@ -15,6 +15,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
+from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
@@ -32,7 +33,7 @@ from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
-from sweeps.search.listed import is_complete, num_planned
+from sweeps.search.listed import is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.layout import STATE_FILE
@@ -145,7 +146,8 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
     if is_complete(config, folder):
         return
     board = Board(config.name, config.champion, num_planned(config))
-    fill_board(board, folder)
+    known = trials_asked_for(config, folder)
+    fill_board(board, folder.base(), known)
     display = Display(board, console, leaderboard_file(config.name))
     searcher = LedgerSearcher(
         config,
@@ -154,7 +156,7 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         at_once=resources.at_once,
         changed=board.put,
     )
-    scheduler = make_scheduler(config, folder.trials(), ChampionRule.of(config.champion, folder.base()))
+    scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
     with display.shown():

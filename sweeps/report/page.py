@@ -28,7 +28,7 @@ from sweeps.results.champion import compare_face_similarity, compare_prompt_alig
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
 from sweeps.results.results import Results, read_results
-from sweeps.wording import duration_text, learning_rate_text, public_name, score_text, signed_text
+from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
 from training.errors import UserError
 from training.files import write_whole
 from training.pictures import read_picture
@@ -93,8 +93,9 @@ def render_report(results: Results) -> str:
         grids=list(picture_grids(results, best, pictures)),
         num_grid_trials=min(len(best), MAX_GRID_TRIALS),
         sheets=[uri for path in _sheets(results.folder) if (uri := pictures.sheet(path))],
-        failed=[trial for trial in results.trials if trial.status == "failed"],
-        trials=[trial for trial in results.trials if not trial.is_base],
+        failed=[trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier],
+        trials=[trial for trial in results.trials if not trial.is_base and trial.trial not in results.earlier],
+        earlier=earlier_text(len(results.earlier)) if results.earlier else "",
         settings=settings(results),
         method_names=plots.METHOD_NAMES,
         pictures=pictures,
@@ -108,11 +109,11 @@ def _plots(results: Results, best: Sequence[Row]) -> dict[str, str]:
     """The three plots as SVG; none before a checkpoint has been scored."""
     if not best:
         return {}
-    limit = results.rule.limit
+    rows, limit = results.present_rows, results.rule.limit
     return {
-        "trade_off": plots.trade_off(results.rows, limit),
-        "curves": plots.curves_over_steps(results.rows, limit),
-        "settings": plots.likeness_by_setting(results.rows, best),
+        "trade_off": plots.trade_off(rows, limit),
+        "curves": plots.curves_over_steps(rows, limit),
+        "settings": plots.likeness_by_setting(rows, best),
     }
 
 
@@ -304,7 +305,7 @@ class Verdict:
         if row is None:
             return 0
         others = [other for other in self.results.best_of_each_trial() if other.trial != row.trial]
-        num_compared = sum(not row.is_base for row in self.results.rows)
+        num_compared = sum(not row.is_base for row in self.results.present_rows)
         return sum(compare_face_similarity(row, other, num_compared).verdict == "tie" for other in others)
 
     @cached_property

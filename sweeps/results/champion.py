@@ -35,8 +35,8 @@ class Champion:
 
 
 def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
-    """Name the champion among `rows` by the rule, and mark it; the base model never is one."""
-    ordered = best_first(rows, rule)
+    """Name the champion by the rule, and mark it; the base model and an earlier sweep's trials never are one."""
+    ordered = best_first((row for row in rows if not row.earlier), rule)
     base = base_row(ordered)
     trained = [row for row in ordered if not row.is_base]
     caveats = _caveats_of_all(trained, base)

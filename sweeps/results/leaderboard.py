@@ -36,6 +36,7 @@ COLUMNS = (
     "prompt_alignment_high",
     "loss",
     "seconds",
+    "earlier",
 )
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
 
@@ -59,6 +60,8 @@ class Row(ScoredCheckpoint):
     """None with fewer than two pictures."""
     champion: bool = False
     pareto: bool = False
+    earlier: bool = False
+    """Its trial is of an earlier state of the sweep file, which does not ask for it any more."""
 
     @property
     def is_base(self) -> bool:
@@ -81,7 +84,7 @@ class Row(ScoredCheckpoint):
         return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
-def rows_of(record: TrialRecord) -> list[Row]:
+def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
     """The trial's rows, one a scoring point; of a step scored twice, the later one.
 
     Raises:
@@ -95,6 +98,7 @@ def rows_of(record: TrialRecord) -> list[Row]:
         "learning_rate": config and config.learning_rate,
         "seed": config and config.seed,
         "status": record.status,
+        "earlier": earlier,
     }
     by_step = {entry.step: entry for entry in record.checkpoints}
     return [_row(settings, entry) for entry in by_step.values()]
@@ -116,14 +120,23 @@ def base_row(rows: Iterable[Row]) -> Row | None:
 
 
 def best_first(rows: Iterable[Row], rule: ChampionRule) -> list[Row]:
-    """The rule's order, the base model where its own scores put it; ties to lower rank, then by name."""
-    return sorted(rows, key=lambda row: (*rule.order(row), math.inf if row.rank is None else row.rank, row.trial))
+    """The rule's order, the base model where its own scores put it; ties to lower rank, then by name.
+
+    Trials of an earlier state of the sweep file stand behind all that it asks for.
+    """
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return (row.earlier, *rule.order(row), math.inf if row.rank is None else row.rank, row.trial)
+
+    return sorted(rows, key=key)
 
 
 def mark_pareto(rows: Sequence[Row]) -> list[Row]:
-    """Set `pareto`, over all rows: a checkpoint that the base model beats in both scores is on no front."""
-    flags = pareto_front([(row.face_similarity, row.prompt_alignment) for row in rows])
-    return [row.model_copy(update={"pareto": flag}) for row, flag in zip(rows, flags, strict=True)]
+    """Set `pareto` among the rows of this sweep: a checkpoint that the base model beats in both is on no front."""
+    present = [row for row in rows if not row.earlier]
+    flags = pareto_front([(row.face_similarity, row.prompt_alignment) for row in present])
+    on_front = {row.key for row, flag in zip(present, flags, strict=True) if flag}
+    return [row.model_copy(update={"pareto": row.key in on_front}) for row in rows]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sweeps.asked import asked_for
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
@@ -34,11 +35,18 @@ class Results:
     champion: Champion
     warnings: tuple[str, ...]
     """What could not be read, with its place; the rest stands."""
+    earlier: tuple[str, ...] = ()
+    """Trials that the sweep file does not ask for any more: shown, but in no verdict and no count."""
 
     @property
     def folder(self) -> RunFolder:
         """Where it was read."""
         return RunFolder(self.run_dir)
+
+    @property
+    def present_rows(self) -> tuple[Row, ...]:
+        """The rows of what the sweep file asks for as it is now, the base model's among them."""
+        return tuple(row for row in self.rows if not row.earlier)
 
     @property
     def base(self) -> Row | None:
@@ -47,10 +55,10 @@ class Results:
 
     @property
     def num_by_status(self) -> dict[str, int]:
-        """How many trials (the base model not counted) are in each status."""
+        """How many trials of the sweep (the base model not counted) are in each status."""
         counts: dict[str, int] = {}
         for trial in self.trials:
-            if not trial.is_base:
+            if not trial.is_base and trial.trial not in self.earlier:
                 counts[trial.status] = counts.get(trial.status, 0) + 1
         return counts
 
@@ -63,8 +71,8 @@ class Results:
         return best
 
     def best_of_each_trial(self) -> list[Row]:
-        """One row a trial, by the champion rule on its own series, best first; the base model is not among them."""
-        return [row for row in self._best.values() if not row.is_base]
+        """One row a trial of the sweep, by the champion rule on its own series, best first, without the base model."""
+        return [row for row in self._best.values() if not row.is_base and not row.earlier]
 
     def best_of_trial(self, trial: str) -> Row:
         """The best checkpoint of one trial.
@@ -90,7 +98,7 @@ def read_results(run_dir: Path | str) -> Results:
         raise UserError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
     warnings: list[str] = []
     config = _read_config(folder, warnings)
-    trials, rows = _read_trials(folder, warnings)
+    trials, rows, earlier = _read_trials(folder, config, warnings)
     rule = ChampionRule.of(config.champion if config else ChampionConfig(), base_row(rows))
     rows = mark_pareto(best_first(rows, rule))
     warnings += _different_judges(rows)
@@ -106,6 +114,7 @@ def read_results(run_dir: Path | str) -> Results:
         rows=tuple(rows),
         champion=verdict,
         warnings=tuple(warnings),
+        earlier=tuple(earlier),
     )
 
 
@@ -117,8 +126,12 @@ def _read_config(folder: RunFolder, warnings: list[str]) -> SweepConfig | None:
         return None
 
 
-def _read_trials(folder: RunFolder, warnings: list[str]) -> tuple[list[TrialRecord], list[Row]]:
-    trials, rows = [], []
+def _read_trials(
+    folder: RunFolder, config: SweepConfig | None, warnings: list[str]
+) -> tuple[list[TrialRecord], list[Row], list[str]]:
+    """Records, rows, and the names of trials that the sweep file does not ask for any more."""
+    is_asked_for = asked_for(config) if config else lambda _: True
+    trials, rows, earlier = [], [], []
     for path in sorted(folder.trials_dir.glob("*/trial.json")):
         place = f"{folder.trials_dir.name}/{path.parent.name}/{path.name}"
         try:
@@ -126,7 +139,9 @@ def _read_trials(folder: RunFolder, warnings: list[str]) -> tuple[list[TrialReco
             if record.trial != path.parent.name:
                 warnings.append(f"{place} calls itself {record.trial!r}; its folder's name is used")
                 record = record.model_copy(update={"trial": path.parent.name})
-            rows += rows_of(record)
+            is_earlier = not record.is_base and not is_asked_for(record.method_config)
+            rows += rows_of(record, earlier=is_earlier)
+            earlier += [record.trial] if is_earlier else []
         except OSError as error:
             warnings.append(f"{place} cannot be read and is left out: {error.strerror}")
         except NewerLedgerError as error:
@@ -136,7 +151,7 @@ def _read_trials(folder: RunFolder, warnings: list[str]) -> tuple[list[TrialReco
             warnings.append(f"{place} is not a whole trial and is left out: {problem}")
         else:
             trials.append(record)
-    return trials, rows
+    return trials, rows, earlier
 
 
 def _first_error(error: ValidationError) -> str:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sweeps.asked import asked_for, num_planned
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.identity import config_hash
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
-from sweeps.space import Scalar, draw, grid, num_distinct, random_chooser
+from sweeps.space import Scalar
 from training.config import MethodConfig
 
-DEFAULT_NUM_TRIALS = 16
-MAX_REPEATS = 500
-"""Known configs in a row after which the space counts as used up."""
-
-FLOOR_FACE_SIMILARITY = 0.0
-FLOOR_PROMPT_ALIGNMENT = -1.0
-"""Scores of a trial that failed by its own settings: finite, and below any that trained."""
+FLOOR = -2.0
+"""Both scores of a trial that failed by its own settings: finite, and below the cosines, in [-1, 1], of all others."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +40,6 @@ class Search(Protocol):
 
     def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:
         """The best checkpoint of the trial that answers question `number`; None where nothing can be learnt."""
-
-
-def listed_trials(config: SweepConfig) -> list[MethodConfig]:
-    """All trials of a grid or random search, in order; the same seed gives the same list, and more trials extend it."""
-    at_steps = config.evaluation.at_steps
-    if config.search.sampler == "grid":
-        return list(_distinct(grid(config.methods, at_steps)))
-    rng = random.Random(config.search.seed)
-    draws = (draw(config.methods, at_steps, random_chooser(rng)) for _ in itertools.count())
-    return list(itertools.islice(_distinct(draws), num_planned(config)))
-
-
-def _distinct(configs: Iterator[MethodConfig]) -> Iterator[MethodConfig]:
-    seen: set[str] = set()
-    repeats = 0
-    for config in configs:
-        key = config_hash(config)
-        repeats = repeats + 1 if key in seen else 0
-        if repeats == 0:
-            seen.add(key)
-            yield config
-        elif repeats > MAX_REPEATS:
-            return
-
-
-def num_planned(config: SweepConfig) -> int:
-    """How many trials the sweep will have: as many as were asked for, if the space holds them."""
-    if config.search.sampler == "grid":
-        return len(listed_trials(config))
-    wanted = config.search.num_trials or DEFAULT_NUM_TRIALS
-    return num_distinct(config.methods, config.evaluation.at_steps, wanted)
 
 
 class ListSearch:
@@ -107,14 +69,20 @@ def lesson(record: TrialRecord, rule: ChampionRule) -> ScoredCheckpoint | None:
         step=0,
         checkpoint=None,
         images=None,
-        face_similarity=FLOOR_FACE_SIMILARITY,
-        prompt_alignment=FLOOR_PROMPT_ALIGNMENT,
+        face_similarity=FLOOR,
+        prompt_alignment=FLOOR,
         num_images=0,
         num_faces=0,
     )
 
 
+def trials_asked_for(config: SweepConfig, folder: RunFolder) -> list[TrialRecord]:
+    """Those of the ledger's trials that the sweep file asks for as it is now, oldest first."""
+    is_asked_for = asked_for(config)
+    return [record for record in folder.trials() if is_asked_for(record.method_config)]
+
+
 def is_complete(config: SweepConfig, folder: RunFolder) -> bool:
-    """Has the ledger all trials that the sweep asks for, every one ended?"""
-    records = folder.trials()
+    """Has the ledger all trials that the sweep asks for, every one ended? Trials of another space do not count."""
+    records = trials_asked_for(config, folder)
     return all(record.is_over for record in records) and len(records) >= num_planned(config)

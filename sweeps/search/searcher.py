@@ -11,17 +11,18 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from sweeps.asked import asked_for, is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
-from sweeps.search.listed import ListSearch, Search, lesson, listed_trials, num_planned
+from sweeps.search.listed import ListSearch, Search, lesson
 
 
 def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
     """The search that the sweep file names."""
-    if config.search.sampler in ("grid", "random"):
+    if is_listed(config):
         return ListSearch(listed_trials(config))
     from sweeps.search.study import StudySearch  # Optuna takes a second, and a grid has no use for it
 
@@ -30,6 +31,8 @@ def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
     """Ray Tune's searcher: first the ledger's trials that have not ended, then new ones up to the sweep's number.
+
+    Trials of the ledger that the sweep file does not ask for (any more) are let be.
 
     Args:
         config: the sweep.
@@ -54,12 +57,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         assert base is not None, "the base model is scored before trials are chosen"
         self._rule = ChampionRule.of(config.champion, base)
         self.search = make_search(config, self._rule)
+        is_asked_for = asked_for(config)
         records = sorted(folder.trials(), key=lambda record: record.number)
         for record in records:
             self.search.replay(record, self._lesson(record))
+        asked = [record for record in records if is_asked_for(record.method_config)]
         self._known = {record.trial for record in records}
-        self._unfinished = [record for record in records if not record.is_over]
-        self._num_planned = num_planned(config)
+        self._unfinished = [record for record in asked if not record.is_over]
+        self._num_left = num_planned(config) - len(asked)
         self._numbers = {record.trial: record.number for record in records}
         self._running: dict[str, str] = {}
 
@@ -74,7 +79,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         return {"trial": record.trial, "config": record.config, **self._extra}
 
     def _new_trial(self) -> TrialRecord | None:
-        while len(self._known) < self._num_planned:
+        while self._num_left > 0:
             question = self.search.ask()
             if question is None:
                 break
@@ -94,6 +99,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
             self._folder.write(record)
             self._changed(record)
             self._known.add(trial)
+            self._num_left -= 1
             self._numbers[trial] = question.number
             return record
         return None

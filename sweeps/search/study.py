@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 
 import optuna
 
+from sweeps.asked import MAX_REPEATS, num_planned
 from sweeps.config import SweepConfig
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
-from sweeps.search.listed import MAX_REPEATS, Question, num_planned
-from sweeps.space import Choices, Range, Scalar, choices_made, contains, draw
+from sweeps.search.listed import Question
+from sweeps.space import Choices, Range, Scalar, choices_made, contains, draw, holds
 from training.config import MethodConfig
 
 REPEATS_BEFORE_RANDOM = 20
@@ -59,6 +60,8 @@ class StudySearch:
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
         """Ask the question again with its answer fixed."""
         self._number = max(self._number, record.number + 1)
+        if not holds(self._config.methods, self._config.evaluation.at_steps, record.method_config):
+            return  # of a space that the sweep file has no longer
         made = choices_made(record.method_config)
         chosen: dict[str, Scalar] = {}
 
@@ -66,10 +69,7 @@ class StudySearch:
             chosen[name] = made(name, value)
             return chosen[name]
 
-        try:
-            draw(self._config.methods, self._config.evaluation.at_steps, choose)
-        except LookupError:
-            return  # the sweep file's space has changed since; the trial counts but teaches nothing
+        draw(self._config.methods, self._config.evaluation.at_steps, choose)
         fixed = {**self._still_possible(record.drawn), **chosen}
         attributes = {**record.sampler_notes, "fixed_params": fixed}  # as `enqueue_trial` does, which takes no notes
         waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)

@@ -96,8 +96,15 @@ def write_sweep(
             "class_prompt": "a photo of a woman",
         },
         "methods": {
-            "lora": {"rank": {"choices": [2, 16, 128]}, "learning_rate": {"low": 3e-5, "high": 1e-3, "log": True}},
-            "dreambooth": {"learning_rate": {"low": 5e-7, "high": 5e-6, "log": True}},
+            "lora": {
+                "rank": {"choices": [2, 4, 16, 128]},
+                "learning_rate": {"low": 3e-5, "high": 1e-3, "log": True},
+                "max_train_steps": {"choices": sorted({at_steps[-1], 800})},
+            },
+            "dreambooth": {
+                "learning_rate": {"low": 5e-7, "high": 5e-6, "log": True},
+                "max_train_steps": {"choices": sorted({at_steps[-1], 800})},
+            },
         },
         "search": {"sampler": "tpe", "num_trials": 24, "seed": 0, "early_stopping": "asha"},
         "evaluation": {

@@ -128,7 +128,7 @@ def test_a_mistake_is_refused_with_place_law_and_value(
         ("- a\n- b", "must be a mapping"),
         ("", "must be a mapping"),
         ("a: !!python/object/apply:os.system [true]", "must be YAML"),
-        ("a: 2020-99-99", "must be YAML"),
+        ("a: !!timestamp 2020-99-99", "must be YAML"),
         ("a: \x00", "must be YAML"),
         ("? [a, b]\n: c", "must be YAML"),
         ("x" * (MAX_FILE_BYTES + 1), f"at most {MAX_FILE_BYTES} bytes"),

@@ -37,9 +37,9 @@ def test_a_sweep_ends_with_every_trial_accounted_for(
     ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failure by settings is recorded, a trial whose worker is killed goes on where it was, and none repeats."""
+    from sweeps.asked import listed_trials
     from sweeps.execution.run import run_sweep
     from sweeps.ledger.identity import trial_id
-    from sweeps.search.listed import listed_trials
 
     monkeypatch.setattr("sweeps.execution.run.SweepTrial", LoggedTrial)
     lora = {"rank": {"choices": [1, 2]}, "max_train_steps": 4, "train_batch_size": 1}

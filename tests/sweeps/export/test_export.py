@@ -56,7 +56,13 @@ def run_dir(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "ada"
     write_sweep(run, "ada", [PROMPT], 8, [4])
     settings = yaml.safe_load((run / "sweep.yaml").read_text())
-    (run / "sweep.yaml").write_text(yaml.safe_dump({**settings, "base_model": tiny_base}))
+    anything = {
+        "learning_rate": {"low": 1e-7, "high": 1e-2, "log": True},
+        "train_text_encoder": {"choices": [False, True]},
+    }
+    lora = {"rank": {"low": 1, "high": 8}, "lora_alpha": {"choices": [None, 6]}, "seed": {"choices": [0, 1]}}
+    settings |= {"base_model": tiny_base, "methods": {"lora": {**anything, **lora}, "dreambooth": anything}}
+    (run / "sweep.yaml").write_text(yaml.safe_dump(settings))
     zero = entry(0, 0.1, trial="base", spread=0.01)
     write_trial(run, {"trial": "base", "method": "base", "status": "finished", "config": {}}, [zero])
     for i, (trial, config) in enumerate(CONFIGS.items()):

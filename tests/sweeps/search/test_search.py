@@ -13,11 +13,12 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
+from sweeps.asked import listed_trials, num_planned
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import config_hash
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
-from sweeps.search.listed import is_complete, listed_trials, num_planned
+from sweeps.search.listed import FLOOR, is_complete
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.search.study import StudySearch
 from sweeps.space import grid
@@ -213,7 +214,7 @@ def test_every_end_closes_its_question(tmp_path: Path) -> None:
     assert isinstance(searcher.search, StudySearch)
     states = [trial.state.name for trial in searcher.search.study.trials]
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]
-    assert searcher.search.study.trials[1].values == [0.0]
+    assert searcher.search.study.trials[1].values == [FLOOR]
 
 
 def test_no_more_trials_at_once_than_there_is_room_for(tmp_path: Path) -> None:
@@ -227,9 +228,11 @@ def test_no_more_trials_at_once_than_there_is_room_for(tmp_path: Path) -> None:
 
 
 def test_a_space_that_was_changed_keeps_the_trials_there_were(tmp_path: Path) -> None:
-    """Other choices and more trials are allowed; what lies outside of the new space still counts."""
+    """Other choices are allowed; what lies outside of the new space stays, and stands for none of the new trials."""
     folder = new_folder(tmp_path)
     drive(sweep("tpe", 3, lora={"rank": {"choices": [1, 2, 3]}, "max_train_steps": 4}), folder)
     wider = sweep("tpe", 5, lora={"rank": {"choices": [3, 4, 5, 6, 7]}, "max_train_steps": 4})
-    assert len(drive(wider, folder)) == 2
-    assert len(folder.trials()) == 5
+    assert not is_complete(wider, folder)
+    assert len(drive(wider, folder)) == 4
+    assert len(folder.trials()) == 7
+    assert is_complete(wider, folder)
