@@ -103,19 +103,27 @@ def run(
 
 def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> Path:
     from sweeps.config import load_sweep
+    from sweeps.execution.machines import NoMachineLeft
     from sweeps.execution.run import run_sweep
     from sweeps.execution.session import SweepInterrupted
     from sweeps.report.page import write_report
 
     try:
         run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
-    except SweepInterrupted as interruption:
-        _complain(str(interruption))
+    except (SweepInterrupted, NoMachineLeft) as end:
+        _complain(str(end))
         raise typer.Exit(1) from None
     report_path = write_report(run_dir)
     results = _read(run_dir)
     _print_leaderboard(results, top=10)
     _say(f"report    {report_path}")
+    lost = [trial for trial in results.trials if trial.fault == "machine" and trial.trial not in results.earlier]
+    if lost:
+        _complain(
+            f"{len(lost)} of the trials failed by no fault of their own ({lost[0].trial}: {lost[0].reason}); the same "
+            "command tries them again, tracebacks are in trials/*/traceback.txt"
+        )
+        raise typer.Exit(1)
     if not results.num_by_status.get("finished") and not results.num_by_status.get("stopped"):
         _complain("no trial finished; the reasons are in the table and in trials/*/trial.json")
         raise typer.Exit(1)

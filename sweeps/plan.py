@@ -5,11 +5,13 @@ It needs neither Ray nor Optuna nor a GPU, and not torch either for as long as n
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,11 +241,34 @@ def check_disk(plan: Plan, folder: RunFolder) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder.dir}: must be writable: {error.strerror}") from None
-    there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
-    needed = max(0, plan.disk_bytes - there)
-    free = shutil.disk_usage(place).free
+    needed, free = _disk_needed(plan, folder), shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
             f"{place}: needs about {bytes_text(needed)} of disk, {bytes_text(free)} are free; "
             "fewer trials or fewer evaluation.at_steps take less"
         )
+
+
+def _disk_needed(plan: Plan, folder: RunFolder) -> int:
+    there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
+    return max(0, plan.disk_bytes - there)
+
+
+@contextmanager
+def full_disk_explained(plan: Plan, folder: RunFolder) -> Iterator[None]:
+    """While this lasts, a disk that fills up is said with its place, what is free and what is still needed.
+
+    Raises:
+        UserError: the disk is full; everything that was written is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or folder.trials_dir
+        raise UserError(
+            f"{place}: the disk is full: {bytes_text(shutil.disk_usage(folder.dir).free)} are free, the rest of the "
+            f"sweep needs about {bytes_text(_disk_needed(plan, folder))}; nothing that was scored is lost, free some "
+            "and give the same command again"
+        ) from None

@@ -168,7 +168,9 @@ def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:
 
 def _check_resume(config: LoraConfig | DreamBoothConfig, checkpoint: Checkpoint) -> None:
     """The same run, or a longer one where the schedule does not look at its end."""
-    free = {"max_train_steps"} if config.lr_scheduler in HORIZON_FREE_SCHEDULES else set()
+    free = {"gradient_checkpointing"}  # it changes what is kept in memory, and no number
+    if config.lr_scheduler in HORIZON_FREE_SCHEDULES:
+        free.add("max_train_steps")
     wanted, found = config.model_dump(exclude=free), checkpoint.config.model_dump(exclude=free)
     different = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if different:

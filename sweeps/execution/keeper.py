@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 
+from sweeps.execution.failures import is_full_disk, keep_traceback
 from sweeps.execution.live import Board, Display, Gauges
+from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
+from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
+from training.errors import UserError
 
 
 def trial_name_of(trial: Any) -> str:
@@ -18,10 +25,28 @@ def trial_name_of(trial: Any) -> str:
 
 
 class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
-    """The driver's hand in the ledger: trials that Ray stopped or gave up; and what is shown of all."""
+    """The driver's hand in the ledger: trials that Ray stopped or lost; and what is shown of all.
 
-    def __init__(self, folder: RunFolder, display: Display, board: Board, gauges: Gauges) -> None:
-        self._folder, self._display, self._board, self._gauges = folder, display, board, gauges
+    Args:
+        folder: the run's.
+        searcher: serves again what is worth another try.
+        machines: told of every success and failure.
+        display: shows all of it.
+        board: what the display shows.
+        gauges: the newest scores, for Ray's metrics port.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        searcher: LedgerSearcher,
+        machines: Machines,
+        display: Display,
+        board: Board,
+        gauges: Gauges,
+    ) -> None:
+        self._folder, self._searcher, self._machines = folder, searcher, machines
+        self._display, self._board, self._gauges = display, board, gauges
 
     def on_trial_start(self, trial: Any, **_: Any) -> None:
         """A worker has it."""
@@ -31,6 +56,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(self, trial: Any, **_: Any) -> None:
         """A scoring point."""
         record = self._read(trial)
+        self._machines.succeeded(record.trial, record.node_id)
         self._gauges.set(record)
         if not record.is_over:
             self._display.changed(record)
@@ -45,18 +71,32 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             self._folder.push(self._folder.trial_dir(record.trial))
         self._display.changed(record)
 
-    def on_trial_recover(self, trial: Any, **_: Any) -> None:
-        """Its worker was lost; it waits for another."""
-        self._board.running.discard(trial_name_of(trial))
-        self._display.changed(self._read(trial))
-
     def on_trial_error(self, trial: Any, **_: Any) -> None:
-        """Ray has given it up."""
+        """Something failed that is not the trial's own: it is tried again, or given up for this run.
+
+        Raises:
+            OSError: a disk is full, so that every further try would fail as well.
+        """
         self._board.running.discard(trial_name_of(trial))
         error = trial.get_pickled_error() or trial.get_error()
         cause = getattr(error, "cause", None) or error
-        reason = "its worker was lost" if cause is None else failure_text(cause)
-        self._display.changed(self._write(self._read(trial), status="failed", fault="machine", reason=reason))
+        if cause is not None and is_full_disk(cause):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder.trials_dir))
+        record = self._read(trial)
+        is_lost = cause is None or isinstance(cause, RayActorError)  # with its worker or machine: nothing was said
+        reason = "its worker was lost" if is_lost else failure_text(cause)
+        keep_traceback(self._folder, record, reason if error is None else str(error))
+        if self._machines.failed(record.trial, record.node_id, reason):
+            self._display.say(
+                f"machine {record.machine} is set aside: {TRIALS_TO_SET_ASIDE} trials in a row failed there, "
+                f"the last one with: {reason}"
+            )
+        if self._machines.is_worth_another_try(record.trial):
+            self._searcher.retry(record, at_once=is_lost)
+        else:
+            self._searcher.give_up(record.trial)
+            record = self._write(record, status="failed", fault="machine", reason=reason)
+        self._display.changed(record)
 
     def on_step_end(self, **_: Any) -> None:
         """Tune's loop went round."""
@@ -64,7 +104,11 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def _read(self, trial: Any) -> TrialRecord:
         record = self._folder.read(trial_name_of(trial))
-        assert record is not None, "the searcher writes a trial before Ray starts it"
+        if record is None:  # the searcher writes a trial before Ray starts it
+            raise UserError(
+                f"{self._folder.dir}: must stay where it is while the sweep runs, and {trial_name_of(trial)} is gone "
+                "from it; bring it back and give the same command again"
+            )
         return record
 
     def _write(self, record: TrialRecord, **changes: Any) -> TrialRecord:

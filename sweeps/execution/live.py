@@ -172,6 +172,11 @@ class Display:
             self._console.print(Text(self._line(record)), soft_wrap=True)
         self.tick(at_once=True)
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the live table."""
+        if self._console is not None:
+            self._console.print(Text(text), soft_wrap=True)
+
     def tick(self, at_once: bool = False) -> None:
         """Redraw, at most once a second unless something has changed."""
         if self._live is not None and (at_once or time.monotonic() - self._drawn > 1):

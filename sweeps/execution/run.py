@@ -20,6 +20,7 @@ from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
+from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
 from sweeps.execution.session import ending_on_signals, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
@@ -28,7 +29,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import evaluation_key, photos_key
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
-from sweeps.plan import check_disk, check_sweep
+from sweeps.plan import check_disk, check_sweep, full_disk_explained
 from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import read_results
@@ -37,9 +38,6 @@ from sweeps.search.listed import is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.layout import STATE_FILE
-
-MAX_MACHINE_FAILURES = 3
-"""How often Ray starts a trial again whose worker or machine was lost."""
 
 
 def run_sweep(
@@ -59,6 +57,7 @@ def run_sweep(
     Raises:
         UserError: something that the user can mend, found before the first trial.
         SweepInterrupted: a signal ended it; the same call goes on.
+        NoMachineLeft: every machine failed trial after trial; so does this.
     """
     plan = check_sweep(config)
     folder = open_run(Path(out_dir) / config.name, config.storage)
@@ -69,7 +68,8 @@ def run_sweep(
         folder.claim("evaluation", evaluation_key(config.evaluation))
         check_disk(plan, folder)
         if not _is_done(config, folder):
-            _run_on_ray(config, folder, address, console)
+            with full_disk_explained(plan, folder):
+                _run_on_ray(config, folder, address, console)
         _write_sweep(config, folder)
         folder.push(write_results_csv(folder.dir, read_results(folder.dir).rows))
     return folder.dir
@@ -149,12 +149,15 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
     known = trials_asked_for(config, folder)
     fill_board(board, folder.base(), known)
     display = Display(board, console, leaderboard_file(config.name))
+    machines = Machines(alive_machines)
     searcher = LedgerSearcher(
         config,
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
         at_once=resources.at_once,
         changed=board.put,
+        to_avoid=machines.to_avoid,
+        is_over=lambda: machines.none_left,
     )
     scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
@@ -167,10 +170,16 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
             num_samples=-1,
             search_alg=searcher,
             scheduler=scheduler,
-            max_failures=MAX_MACHINE_FAILURES,
+            max_failures=0,  # who tries again, where and how often is the keeper's to say
             trial_name_creator=trial_name_of,
-            trial_dirname_creator=trial_name_of,
-            callbacks=[LedgerKeeper(folder, display, board, Gauges(config.name))],
+            trial_dirname_creator=lambda trial: f"{trial_name_of(trial)}_{trial.trial_id}",
+            callbacks=[LedgerKeeper(folder, searcher, machines, display, board, Gauges(config.name))],
             raise_on_failed_trial=False,
             verbose=0,
+        )
+    if machines.none_left:
+        reasons = "; ".join(sorted(set(machines.set_aside.values())))
+        raise NoMachineLeft(
+            f"every machine failed {TRIALS_TO_SET_ASIDE} trials in a row and is set aside ({reasons}); "
+            f"tracebacks are in {folder.trials_dir}/*/traceback.txt; the same command tries again"
         )

@@ -7,7 +7,8 @@ written before Ray hears of a scoring point: what Ray knows may be lost, what th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from ray.tune.result import DONE
 
 from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
+from sweeps.execution.failures import keep_traceback
+from sweeps.execution.machines import elsewhere, this_machine
 from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_name
@@ -27,15 +30,15 @@ from sweeps.ledger.records import TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import lesson
 from sweeps.space import scoring_points
-from sweeps.wording import failure_text
+from sweeps.wording import bytes_text, failure_text
 from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
 from training.dataset import load_dataset
-from training.errors import UserError
+from training.errors import DivergedError, UserError
 from training.stats import STATS_FILE, read_stats
 from training.train import train
 
-SETTINGS_ERRORS = (ValueError, torch.OutOfMemoryError)
-"""Failures that the same settings would meet again: a law broken, a loss or picture not finite, a GPU too small."""
+SHARE_OF_OTHERS = 0.05
+"""Of a GPU's memory that may be in other hands (the desktop, the driver itself) for a trial to count as alone on it."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,19 @@ class TrialTask:
 class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial as Ray Tune runs it: one `step()` a scoring point, named by its `repr` on the dashboard.
 
-    Its config holds `trial`, the trial's own `config`, and the sweep's `task`, a `TrialTask`.
+    Its config holds `trial`, the trial's own `config`, the sweep's `task`, a `TrialTask`, and `avoid`, Ray's names of
+    machines that it must not be started on.
+
+    What the settings themselves cause is written down and reported as a result. Any other exception leaves `step`: the
+    driver retries it elsewhere.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """One bundle of the trial's CPUs and GPUs."""
         task: TrialTask = config["task"]
-        return tune.PlacementGroupFactory([{"CPU": task.cpus, "GPU": task.gpus}])
+        selectors = {"bundle_label_selector": [elsewhere(config["avoid"])]} if config["avoid"] else {}
+        return tune.PlacementGroupFactory([{"CPU": task.cpus, "GPU": task.gpus}], **selectors)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
@@ -85,6 +93,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._record = record
         self._hyperparameters = record.method_config
         self._name = trial_name(self._hyperparameters)
+        if record.spares_memory:
+            self._spare_memory()
         self._since = time.monotonic()
         self._points: Iterator[Checkpoint] | None = None
         base = self._folder.base()
@@ -99,6 +109,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             fault=None,
             started=record.started or datetime.now(UTC).isoformat(timespec="seconds"),
             num_restarts=record.num_restarts + began_before,
+            **this_machine(),
         )
 
     def __repr__(self) -> str:
@@ -109,12 +120,37 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Train up to the next scoring point, score it, write it down, then report it."""
         if not self._record.is_over:
             try:
-                self._score_next()
-            except SETTINGS_ERRORS as error:
-                self._folder.drop_training_state(self._record.trial)
-                self._folder.push(self._folder.trial_dir(self._record.trial))
-                self._write(status="failed", fault="trial", reason=failure_text(error))
+                self._score_next_sparing_memory()
+            except DivergedError as error:
+                self._fail(error)
+            except torch.OutOfMemoryError as error:
+                _check_alone_on_gpu(self._task.gpus, error)
+                self._fail(error)
         return report_of(self._record, self._rule)
+
+    def _score_next_sparing_memory(self) -> None:
+        """Score the next point; where GPU memory runs out, once more with gradient checkpointing."""
+        try:
+            self._score_next()
+        except torch.OutOfMemoryError:
+            if self._hyperparameters.gradient_checkpointing:
+                raise
+            self._write(spares_memory=True)
+        else:
+            return
+        self._spare_memory()
+        self._score_next()
+
+    def _spare_memory(self) -> None:
+        self._hyperparameters = self._hyperparameters.model_copy(update={"gradient_checkpointing": True})
+        self.cleanup()
+
+    def _fail(self, error: Exception) -> None:
+        """The same settings would meet it again: written down for good."""
+        self._folder.drop_training_state(self._record.trial)
+        keep_traceback(self._folder, self._record, "".join(traceback.format_exception(error)))
+        self._folder.push(self._folder.trial_dir(self._record.trial))
+        self._write(status="failed", fault="trial", reason=failure_text(error))
 
     def _score_next(self) -> None:
         if self._points is None:
@@ -143,30 +179,26 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
 
     def _unscored_checkpoints(self) -> Iterator[Checkpoint]:
-        """The trial's checkpoints without a score: those that a dead worker left, then those still to be trained."""
-        trial_dir, base_model = self._folder.trial_dir(self._record.trial), self._task.scoring.base_model
-        scored = {checkpoint.step for checkpoint in self._record.checkpoints}
-        unscored = [step for step in self._scoring_points if step not in scored]
-        latest = latest_checkpoint(trial_dir, base_model)
-        left = [step for step in unscored if latest is not None and step <= latest.step]
-        try:
-            checkpoints = [open_checkpoint(trial_dir / f"checkpoint-{step}", base_model) for step in left]
-        except UserError:  # one is not whole: from the start again, which makes equal ones
-            left, checkpoints, latest = [], [], None
-        yield from checkpoints
-        still = [step for step in unscored if step not in left]
-        if still:
-            yield from (checkpoint for checkpoint in self._train(trial_dir, latest) if checkpoint.step in still)
+        """The trial's checkpoints still to be scored: those that a dead worker left, then those still to be trained.
 
-    def _train(self, trial_dir: Path, resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
-        return train(
-            self._hyperparameters,
-            load_dataset(self._folder.dataset_dir, self._task.scoring.base_model),
-            self._scoring_points,
-            resume_from,
-            out_dir=trial_dir,
-            device=self._device,
-        )
+        Points before the newest scored one are passed over, asked for too late: a scored checkpoint is never written
+        again, and the ledger stays in the order of steps.
+        """
+        trial_dir, base_model = self._folder.trial_dir(self._record.trial), self._task.scoring.base_model
+        reached = self._record.checkpoints[-1].step if self._record.checkpoints else 0
+        due = [step for step in self._scoring_points if step > reached]
+        left = list(whole_checkpoints(trial_dir, due, base_model))
+        yield from left
+        due = due[len(left) :]
+        if due:
+            latest = latest_checkpoint(trial_dir, base_model)
+            # One that lies beyond what is due is no help: the first point is then reached from the start, equally.
+            resume_from = latest if latest is not None and latest.step < due[0] else None
+            yield from self._train(trial_dir, due, resume_from)
+
+    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
+        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
+        return train(self._hyperparameters, dataset, due, resume_from, out_dir=trial_dir, device=self._device)
 
     def _write(self, **changes: Any) -> None:
         self._record = self._record.model_copy(update={**changes, "seconds": self._seconds()})
@@ -188,6 +220,31 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing to load: `setup` found everything in the run folder."""
+
+
+def whole_checkpoints(trial_dir: Path, steps: Sequence[int], base_model: str) -> Iterator[Checkpoint]:
+    """The checkpoints of these steps, up to the first that is not there or not whole."""
+    for step in steps:
+        try:
+            yield open_checkpoint(trial_dir / f"checkpoint-{step}", base_model)
+        except UserError:
+            return
+
+
+def _check_alone_on_gpu(gpus: float, error: torch.OutOfMemoryError) -> None:
+    """Let pass a lack of memory that is the trial's own: it had the whole GPU to itself.
+
+    Raises:
+        RuntimeError: others hold a part of the GPU, so the same settings may have room elsewhere.
+    """
+    free, total = torch.cuda.mem_get_info()
+    others = total - free - torch.cuda.memory_reserved()
+    if gpus >= 1 and others <= SHARE_OF_OTHERS * total:
+        return
+    raise RuntimeError(
+        f"out of GPU memory, of which others hold {bytes_text(max(0, others))} of {bytes_text(total)}; "
+        "resources.gpus_per_trial: 1 gives every trial a GPU of its own"
+    ) from error
 
 
 def report_of(record: TrialRecord, rule: ChampionRule) -> dict[str, Any]:

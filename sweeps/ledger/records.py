@@ -79,6 +79,12 @@ class TrialRecord(BaseModel):
     """When its training began; None while it waits."""
     num_restarts: int = 0
     """How often the machine, not the trial, made it begin anew."""
+    machine: str | None = None
+    """Address of the machine that has it, or had it last."""
+    node_id: str | None = None
+    """The same, by the name that this Ray cluster gave it."""
+    spares_memory: bool = False
+    """It ran out of GPU memory and goes on with gradient checkpointing, which changes no number."""
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     version: int = LEDGER_VERSION
 

@@ -38,6 +38,9 @@ class Search(Protocol):
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
         """Take up a trial of an earlier driver: its scores if it has ended, None if it will end later or had none."""
 
+    def pass_over(self, number: int) -> None:
+        """Question `number` has an answer already, from another question."""
+
     def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:
         """The best checkpoint of the trial that answers question `number`; None where nothing can be learnt."""
 
@@ -53,6 +56,9 @@ class ListSearch:
         return next(self._questions, None)
 
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
+        """Nothing to learn."""
+
+    def pass_over(self, number: int) -> None:
         """Nothing to learn."""
 
     def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:

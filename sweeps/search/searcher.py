@@ -6,7 +6,7 @@ order they were asked for, serves those that have not ended, then goes on asking
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -40,6 +40,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         extra: put beside `trial` and `config` into what the Trainable gets.
         at_once: trials to have with Ray at one time; more would be asked for before there are scores to learn from.
         changed: called with each record this writes.
+        to_avoid: Ray's names of machines that a trial must not be started on.
+        is_over: says that no more trials may be started, whatever is left.
     """
 
     def __init__(
@@ -49,10 +51,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         extra: Mapping[str, Any],
         at_once: int,
         changed: Callable[[TrialRecord], None],
+        to_avoid: Callable[[str], Sequence[str]] = lambda _: (),
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="face_similarity", mode="max")
         self._folder, self._extra = folder, extra
         self._at_once, self._changed = at_once, changed
+        self._to_avoid, self._is_over = to_avoid, is_over
         base = folder.base()
         assert base is not None, "the base model is scored before trials are chosen"
         self._rule = ChampionRule.of(config.champion, base)
@@ -67,16 +72,33 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         self._num_left = num_planned(config) - len(asked)
         self._numbers = {record.trial: record.number for record in records}
         self._running: dict[str, str] = {}
+        self._to_retry: list[TrialRecord] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
         if len(self._running) >= self._at_once:
             return None
-        record = self._unfinished.pop(0) if self._unfinished else self._new_trial()
-        if record is None:
-            return str(Searcher.FINISHED)
+        record = None if self._is_over() else self._next_trial()
+        if record is None:  # one that runs may yet come back to be tried again
+            return None if self._running else str(Searcher.FINISHED)
         self._running[trial_id] = record.trial
-        return {"trial": record.trial, "config": record.config, **self._extra}
+        return {"trial": record.trial, "config": record.config, "avoid": self._to_avoid(record.trial), **self._extra}
+
+    def _next_trial(self) -> TrialRecord | None:
+        if self._unfinished:
+            return self._unfinished.pop(0)
+        return self._new_trial() or (self._to_retry.pop(0) if self._to_retry else None)
+
+    def retry(self, record: TrialRecord, *, at_once: bool) -> None:
+        """Serve a trial again that failed by no fault of its own: at once, or when all others have had their turn."""
+        if at_once:
+            self._unfinished.insert(0, record)
+        else:
+            self._to_retry.append(record)
+
+    def give_up(self, trial: str) -> None:
+        """Close the question of a trial that this driver does not try again: nothing is learnt from it."""
+        self.search.tell(self._numbers[trial], None)
 
     def _new_trial(self) -> TrialRecord | None:
         while self._num_left > 0:
@@ -85,7 +107,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
                 break
             trial = trial_id(question.config)
             if trial in self._known:  # the ledger has its answer already, and the search knows it
-                self.search.tell(question.number, None)
+                self.search.pass_over(question.number)
                 continue
             record = TrialRecord(
                 trial=trial,
@@ -107,9 +129,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A search learns from ends only."""
 
-    def on_trial_complete(self, trial_id: str, **_: Any) -> None:
-        """Tell the search what the ledger knows of the trial; Ray's own copy of the result is not consulted."""
+    def on_trial_complete(self, trial_id: str, error: bool = False, **_: Any) -> None:
+        """Tell the search what the ledger knows of the trial; Ray's own copy of the result is not consulted.
+
+        An error is no answer: the question stays open until the trial is served again or given up.
+        """
         trial = self._running.pop(trial_id)
+        if error:
+            return
         record = self._folder.read(trial)
         self.search.tell(self._numbers[trial], None if record is None else self._lesson(record))
 

@@ -7,7 +7,6 @@ anywhere asks what it would have asked uncut.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Mapping
 
 import optuna
@@ -43,15 +42,20 @@ class StudySearch:
         self._study = optuna.create_study(directions=["maximize"] * (2 if self._both else 1))
         self._asked: dict[int, optuna.Trial] = {}
         self._number = 0
+        self._repeats = 0
+        """Questions in a row, up to now, whose answers were known already."""
+        self._passed_over: int | None = None
+        """The last of them."""
 
     def ask(self) -> Question | None:
         """Ask the sampler; with a seed of its own, so that the answer depends on the history alone."""
         number = self._number
         self._number += 1
-        repeats = self._repeats()
-        if repeats > MAX_REPEATS:
+        if self._passed_over != number - 1:
+            self._repeats = 0
+        if self._repeats > MAX_REPEATS:
             return None
-        self._study.sampler = self._sampler(number, at_random=repeats > REPEATS_BEFORE_RANDOM)
+        self._study.sampler = self._sampler(number, at_random=self._repeats > REPEATS_BEFORE_RANDOM)
         trial = self._asked[number] = self._study.ask()
         config = self._draw(trial)
         notes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
@@ -90,6 +94,12 @@ class StudySearch:
             if isinstance(space := open_values.get(name), Choices | Range) and contains(space, value)
         }
 
+    def pass_over(self, number: int) -> None:
+        """Close the question without an answer: its config is known already."""
+        self._repeats += 1
+        self._passed_over = number
+        self.tell(number, None)
+
     def tell(self, number: int, scores: ScoredCheckpoint | None) -> None:
         """Close the question: with finite scores, or as failed. None stays open in the study."""
         trial = self._asked.pop(number, None)
@@ -117,11 +127,6 @@ class StudySearch:
                     if isinstance(value, Choices | Range):
                         suggest(f"{method}/{field}", value)
         return draw(self._config.methods, self._config.evaluation.at_steps, suggest)
-
-    def _repeats(self) -> int:
-        """Questions in a row, up to now, whose answers were known already: those closed as failed."""
-        states = (trial.state for trial in reversed(self._study.get_trials(deepcopy=False)))
-        return sum(1 for _ in itertools.takewhile(lambda state: state == optuna.trial.TrialState.FAIL, states))
 
     def _sampler(self, number: int, *, at_random: bool) -> optuna.samplers.BaseSampler:
         seed = int.from_bytes(hashlib.sha256(f"{self._config.search.seed}/{number}".encode()).digest()[:4], "big")

@@ -62,7 +62,7 @@ def run_dir(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     lora = {"rank": {"low": 1, "high": 8}, "lora_alpha": {"choices": [None, 6]}, "seed": {"choices": [0, 1]}}
     settings |= {"base_model": tiny_base, "methods": {"lora": {**anything, **lora}, "dreambooth": anything}}
-    (run / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    (run / "sweep.yaml").write_text(json.dumps(settings))
     zero = entry(0, 0.1, trial="base", spread=0.01)
     write_trial(run, {"trial": "base", "method": "base", "status": "finished", "config": {}}, [zero])
     for i, (trial, config) in enumerate(CONFIGS.items()):

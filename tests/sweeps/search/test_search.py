@@ -211,6 +211,7 @@ def test_every_end_closes_its_question(tmp_path: Path) -> None:
         folder.write(record.model_copy(update={"status": status, "fault": fault}))
     for i in range(4):
         searcher.on_trial_complete(f"tune{i}", error=i == 2)
+    searcher.give_up(trials[2])
     assert isinstance(searcher.search, StudySearch)
     states = [trial.state.name for trial in searcher.search.study.trials]
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]

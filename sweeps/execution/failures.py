@@ -1,0 +1,36 @@
+"""What is kept of a failure: one line in the ledger, the whole traceback beside it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import TrialRecord
+
+TRACEBACK_FILE = "traceback.txt"
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
+"""How libraries that are not written in Python say it."""
+
+
+def keep_traceback(folder: RunFolder, record: TrialRecord, text: str) -> None:
+    """Add a failure to `trials/<trial>/traceback.txt`, with when and where it happened."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    with (folder.trial_dir(record.trial) / TRACEBACK_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{text.rstrip()}\n")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Did something fail because a disk has no room left?"""
+    return any(
+        (isinstance(one, OSError) and one.errno in FULL_DISK) or any(words in str(one) for words in FULL_DISK_WORDS)
+        for one in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

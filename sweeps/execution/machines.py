@@ -1,0 +1,97 @@
+"""Whose machine it is: failures that are no fault of the trial's are tried again elsewhere, but not for ever.
+
+A machine that fails several trials in a row would otherwise eat a whole sweep, because it fails fastest.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+MAX_FAILURES = 4
+"""Failures of a trial without a scoring point between them, after which this run gives it up; the next tries again."""
+TRIALS_TO_SET_ASIDE = 3
+"""Different trials that fail on a machine in a row, after which it gets no more."""
+
+
+class NoMachineLeft(RuntimeError):  # noqa: N818 -- it says what happened
+    """Every machine of the cluster has been set aside."""
+
+
+def this_machine() -> dict[str, str | None]:
+    """Address and Ray's name of the machine that this runs on, as a trial's record has them."""
+    if not ray.is_initialized():
+        return {"machine": socket.gethostname(), "node_id": None}
+    return {"machine": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id()}
+
+
+def elsewhere(node_ids: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector for any machine but these."""
+    return {"ray.io/node-id": f"!in({','.join(node_ids)})"}
+
+
+def alive_machines() -> dict[str, str]:
+    """Ray's names of the cluster's machines that could hold a trial, and their addresses."""
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    }
+
+
+@dataclass
+class Machines:
+    """What is known of the machines of a cluster from the trials that failed on them.
+
+    Args:
+        alive: gives names and addresses of those that could be used.
+    """
+
+    alive: Callable[[], Mapping[str, str]]
+    set_aside: dict[str, str] = field(default_factory=dict)
+    """Name -> why it gets no more trials."""
+    _failed_in_a_row: dict[str, set[str]] = field(default_factory=dict)
+    """Name -> trials that failed there since something last succeeded."""
+    _failures: dict[str, int] = field(default_factory=dict)
+    """Trial -> failures since its last scoring point."""
+    _failed_on: dict[str, set[str]] = field(default_factory=dict)
+    """Trial -> machines that it failed on since its last scoring point."""
+
+    def succeeded(self, trial: str, node_id: str | None) -> None:
+        """The trial reached a scoring point there."""
+        self._failures.pop(trial, None)
+        self._failed_on.pop(trial, None)
+        self._failed_in_a_row.pop(node_id or "", None)
+
+    def failed(self, trial: str, node_id: str | None, reason: str) -> bool:
+        """The trial failed there by no fault of its own; is the machine set aside for it?"""
+        self._failures[trial] = self._failures.get(trial, 0) + 1
+        if node_id is None or node_id in self.set_aside:
+            return False
+        self._failed_on.setdefault(trial, set()).add(node_id)
+        in_a_row = self._failed_in_a_row.setdefault(node_id, set())
+        in_a_row.add(trial)
+        if len(in_a_row) < TRIALS_TO_SET_ASIDE:
+            return False
+        self.set_aside[node_id] = reason
+        return True
+
+    def is_worth_another_try(self, trial: str) -> bool:
+        """Has it failed fewer times than is enough?"""
+        return self._failures.get(trial, 0) < MAX_FAILURES
+
+    def to_avoid(self, trial: str) -> list[str]:
+        """Machines that must not have it: those set aside, and where there are others those that it failed on."""
+        alive = self.alive()
+        aside = {node_id for node_id in self.set_aside if node_id in alive}
+        tried = self._failed_on.get(trial, set()) & alive.keys()
+        return sorted(aside | tried if alive.keys() - aside - tried else aside)
+
+    @property
+    def none_left(self) -> bool:
+        """Has every machine been set aside?"""
+        alive = self.alive()
+        return bool(alive) and alive.keys() <= self.set_aside.keys()
