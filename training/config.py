@@ -7,7 +7,7 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,11 @@ class SubjectConfig(_Section):
 
 class TrainConfig(_Section):
     """Hyperparameters that both methods share."""
+
+    BOUND_TOGETHER: ClassVar[frozenset[str]] = frozenset(
+        {"lr_scheduler", "learning_rate", "lr_warmup_steps", "max_train_steps"}
+    )
+    """Fields that a law between fields looks at; each law that holds at their extremes holds between them."""
 
     learning_rate: float = Field(gt=0, le=1)
     max_train_steps: int = Field(default=800, ge=1)

@@ -66,6 +66,7 @@ def run_sweep(
         folder.pull(folder.trials_dir, without=STATE_FILE)
         folder.claim("photos", photos_key(config.subject, config.evaluation.face.references))
         folder.claim("evaluation", evaluation_key(config.evaluation))
+        folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
         if not _is_done(config, folder):
             with full_disk_explained(plan, folder):

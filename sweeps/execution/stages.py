@@ -85,6 +85,7 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
     folder.pull(*shared)
     use_threads(asked.cpus)
     base_model, device, clip = asked.scoring.base_model, asked.device, asked.scoring.evaluation.clip
+    folder.claim("device", device)  # pictures are made in half precision on a GPU
     yield "checking the models"
     check_trainable(asked.methods, device)
     check_clip(clip)
