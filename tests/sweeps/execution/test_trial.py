@@ -387,3 +387,12 @@ def test_out_of_memory_is_tried_once_more_with_gradient_checkpointing(
     else:
         assert record.fault == "trial"
         assert "OutOfMemoryError" in traceback_file.read_text()
+
+
+def test_a_run_begun_on_a_cpu_is_not_gone_on_with_on_a_gpu(
+    prepared: Path, tiny_sweep: Callable[..., SweepConfig]
+) -> None:
+    """Pictures are made in half precision there: their scores would be compared with others."""
+    asked = Preparation.of(tiny_sweep(), RunFolder(prepared), "cuda")
+    with pytest.raises(UserError, match="another device"):
+        list(prepare_run(asked))
