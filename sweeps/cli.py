@@ -117,17 +117,28 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
     results = _read(run_dir)
     _print_leaderboard(results, top=10)
     _say(f"report    {report_path}")
+    missing = _what_is_missing(results)
+    if missing:
+        _complain(missing)
+        raise typer.Exit(1)
+    return run_dir
+
+
+def _what_is_missing(results: Results) -> str | None:
+    """What the sweep file asks for and the run did not come to have; None where all of it is there."""
+    from sweeps.renders import due_renders
+
     lost = [trial for trial in results.trials if trial.fault == "machine" and trial.trial not in results.earlier]
     if lost:
-        _complain(
+        return (
             f"{len(lost)} of the trials failed by no fault of their own ({lost[0].trial}: {lost[0].reason}); the same "
             "command tries them again, tracebacks are in trials/*/traceback.txt"
         )
-        raise typer.Exit(1)
     if not results.num_by_status.get("finished") and not results.num_by_status.get("stopped"):
-        _complain("no trial finished; the reasons are in the table and in trials/*/trial.json")
-        raise typer.Exit(1)
-    return run_dir
+        return "no trial finished; the reasons are in the table and in trials/*/trial.json"
+    if results.config is not None and due_renders(results.config, results.folder) is not None:
+        return f"the sweep asks for renders that are missing; repeat them with: dreamsweep render {results.run_dir}"
+    return None
 
 
 @app.command()

@@ -37,6 +37,7 @@ from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
+from training.errors import UserError
 from training.layout import STATE_FILE
 
 
@@ -117,7 +118,7 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
         for stage in task.remote(Preparation.of(config, folder, resources.device)):
             _say(console, ray.get(stage))
     except RayTaskError as error:
-        raise error.cause from None if isinstance(error.cause, ValueError) else error
+        raise error.cause from None if isinstance(error.cause, UserError) else error
     folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
 
 

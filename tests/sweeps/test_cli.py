@@ -263,3 +263,61 @@ def test_the_reference_experiment_is_field_by_field() -> None:
         "num_class_images": 500,
         "use_8bit_adam": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({}, 0, ""),
+        ({"status": "failed", "fault": "machine", "reason": "RuntimeError: no kernel"}, 1, "RuntimeError: no kernel"),
+        ({"status": "failed", "fault": "trial", "reason": "ran away"}, 0, ""),
+    ],
+    ids=["whole", "lost to a machine", "failed by its settings"],
+)
+def test_a_run_that_lost_trials_has_not_done_its_work(
+    change: dict[str, str], code: int, said: str, dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 0 means that all the sweep file asks for is there; what the settings themselves made fail is an answer."""
+    run = build_run(tmp_path / "ada", num_trials=4)
+    entry = next(file for file in sorted(run.glob("trials/*/trial.json")) if file.parent.name != "base")
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), **change}))
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", lambda *_, **__: run)
+    ended = dreamsweep("run", run / "sweep.yaml")
+    assert ended.code == code
+    assert said in ended.err
+
+
+def test_renders_that_are_missing_are_no_success(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The late stage may fail and leave the scores as good as they are; the run says so and ends with 1."""
+    run = build_run(tmp_path / "ada", num_trials=4, with_renders=False)
+    reference = tmp_path / "mona.png"
+    Image.new("RGB", (64, 64)).save(reference)
+    settings = yaml.safe_load((run / "sweep.yaml").read_text())
+    (run / "sweep.yaml").write_text(yaml.safe_dump({**settings, "render": {"references": [str(reference)]}}))
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", lambda *_, **__: run)
+    ended = dreamsweep("run", run / "sweep.yaml")
+    assert ended.code == 1
+    assert "dreamsweep render" in ended.err
+
+
+def test_a_failure_of_the_program_keeps_its_traceback(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `ValueError` out of a library is not the user's mistake: exit 1, one line, and the whole of it in a file."""
+
+    def broken(*_: object, **__: object) -> Path:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", broken)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    ended = dreamsweep("run", build_run(tmp_path / "ada", num_trials=1) / "sweep.yaml")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    (kept,) = tmp_path.glob("dreamsweep-*.traceback.txt")
+    assert str(kept) in ended.err
+    assert "Traceback" in kept.read_text()
+    assert "operands" in kept.read_text()
