@@ -71,7 +71,7 @@ def _text_config(config: ClipConfig) -> dict[str, Any] | None:
         text = model.get("text_cfg", {})
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"evaluation.clip.model: {file} is no config of an open_clip model: {error}") from error
     return text if isinstance(text, dict) else None
 

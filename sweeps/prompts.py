@@ -179,7 +179,8 @@ def _unnamed(number: int, config: SweepConfig, token: str) -> str:
     others_do = any(has_rare_token(prompt, token) for prompt in config.evaluation.prompts)
     cause = SPLIT if others_do else "is the token another one? say so in subject.rare_token"
     prompt = config.evaluation.prompts[number]
-    return f"{_place(number)}: must name the person with the rare token {token!r}, got {prompt!r}; {cause}. For prompts about the class: evaluation.prompts_without_token: allow"
+    law = f"{_place(number)}: must name the person with the rare token {token!r}, got {prompt!r}; {cause}."
+    return f"{law} For prompts about the class: evaluation.prompts_without_token: allow"
 
 
 def _clip_text(number: int, prompt: str, token: str) -> str:

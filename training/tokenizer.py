@@ -73,11 +73,11 @@ def _bpe_of(tokenizer_file: Path) -> Any:
     else:
         merges_file = tokenizer_file.with_name("merges.txt")
         vocabulary = _read_json(tokenizer_file)
-        lines = merges_file.read_text(encoding="utf-8").splitlines() if merges_file.is_file() else None
+        lines = merges_file.read_text(encoding="utf-8").split("\n") if merges_file.is_file() else None
     if not isinstance(vocabulary, dict) or not isinstance(lines, list) or "<|endoftext|>" not in vocabulary:
         return None
     pairs = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
-    merges = [pair for pair in pairs if len(pair) == 2 and pair[0] != MERGES_HEADER]
+    merges = [pair for pair in pairs if len(pair) == 2 and not pair[0].startswith(MERGES_HEADER)]
     if any(part not in vocabulary for pair in merges for part in (*pair, "".join(pair))):
         raise UserError(f"base_model: {tokenizer_file} has merges of tokens that its vocabulary does not have")
     return clip_bpe(vocabulary, merges)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.references import References
-from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
 from sweeps.execution.trial import SweepTrial, TrialTask
@@ -26,6 +26,7 @@ from sweeps.ledger.records import TrialRecord
 from tests.sweeps.tiny_sweep import write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
+from training.errors import UserError
 from training.stats import STATS_FILE, read_stats
 
 TRIAL = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_size=1)
@@ -275,7 +276,7 @@ def test_the_base_models_row_is_the_zero_line(prepared: Path) -> None:
         ({"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"}, "sks"),
         ({"instance_prompt": "a photo of ohwx ada", "class_prompt": "a photo of a woman"}, "ohwx ada"),
         ({"instance_prompt": "a photo of sks woman"}, "sks"),
-        ({"instance_prompt": "a photo of a woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "A photo of sks woman, smiling", "class_prompt": "person"}, "sks"),
         ({"instance_prompt": "zwx", "rare_token": "zwx"}, "zwx"),
     ],
 )
@@ -287,3 +288,17 @@ def test_the_rare_token_is_what_the_class_prompt_lacks(subject: dict[str, str], 
 def test_both_methods_are_known() -> None:
     """Every method of the training room can be swept."""
     assert set(METHODS) == {"lora", "dreambooth"}
+
+
+def test_a_text_that_only_the_loaded_models_can_count_is_refused_before_anything_is_made(
+    tiny_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with a base model of the hub, whose tokenizer was not here when the sweep was checked."""
+    long = " ".join(["garden"] * 90)
+    for section, place in (("evaluation", r"evaluation\.negative_prompt"), ("subject", r"subject\.class_prompt")):
+        changed = {"evaluation": {"negative_prompt": long}, "subject": {"class_prompt": long}}[section]
+        config = parse_sweep({**tiny_mapping, section: {**tiny_mapping[section], **changed}})
+        folder = RunFolder(tmp_path / section)
+        with pytest.raises(UserError, match=rf"{place}: .* reads 77 tokens and would not read 'garden garden"):
+            prepare(config, folder)
+        assert folder.base() is None
