@@ -118,9 +118,9 @@ def test_the_token_is_part_of_a_run(photos: Path, tmp_path: Path) -> None:
     """Guessed or given it is the same run; another one is refused by name."""
     folder = RunFolder(tmp_path / "run")
     claim_subject(folder, subject_of(photos), None, "sks")
-    claim_subject(folder, subject_of(photos, **{"rare_token": "SKS"}), None, "SKS")
+    claim_subject(folder, subject_of(photos).model_copy(update={"rare_token": "SKS"}), None, "SKS")
     with pytest.raises(ValueError, match="another rare token"):
-        claim_subject(folder, subject_of(photos, **{"rare_token": "woman"}), None, "woman")
+        claim_subject(folder, subject_of(photos).model_copy(update={"rare_token": "woman"}), None, "woman")
 
 
 def test_a_run_of_0_1_goes_on_where_its_guess_was_the_same(photos: Path, tmp_path: Path) -> None:
@@ -152,7 +152,6 @@ def test_a_run_of_0_1_that_guessed_otherwise_is_not_gone_on_with(
 
 def test_allowing_a_prompt_is_no_other_evaluation() -> None:
     """The permission makes no picture: an older run whose prompts need it goes on with it."""
-    common: dict[str, Any] = {"prompts": ["a woman"], "at_steps": [2]}
-    assert evaluation_key(EvaluationConfig(**common, **{"prompts_without_token": "allow"})) == evaluation_key(
-        EvaluationConfig(**common)
-    )
+    evaluation = EvaluationConfig(prompts=["a woman"], at_steps=[2])
+    allowed = evaluation.model_copy(update={"prompts_without_token": "allow"})
+    assert evaluation_key(allowed) == evaluation_key(evaluation)
