@@ -70,6 +70,7 @@ def test_taking_the_token_out_twice_changes_nothing(prompt: str) -> None:
         ("a photo of ohwx ada", "a photo of a woman", "ohwx ada"),
         ("a photo of sks woman holding a qwop", "a photo of a woman", "sks"),
         ("a photo of zkz woman", "a photo of a woman", "zkz"),
+        ("A Photo of zkz Woman", "a photo of a woman", "zkz"),
         ("photo of zkz person", "person", "zkz"),
         ("a photo of <ada-1> woman", "a woman", "<ada-1>"),
         ("a photo of [V] woman", "a woman", "[V]"),
