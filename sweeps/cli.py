@@ -80,9 +80,10 @@ def check(
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
     from sweeps.plan import check_sweep
+    from sweeps.prompts import comments_in_texts
 
     plan = check_sweep(load_sweep(sweep, overrides or []))
-    for line in plan.lines():
+    for line in [*plan.lines(), *(f"mind: {warning}" for warning in comments_in_texts(sweep))]:
         _say(line)
 
 
@@ -106,10 +107,14 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
     from sweeps.execution.machines import NoMachineLeft
     from sweeps.execution.run import run_sweep
     from sweeps.execution.session import SweepInterrupted
+    from sweeps.prompts import comments_in_texts
     from sweeps.report.page import write_report
 
+    config = load_sweep(sweep, overrides)
+    for warning in comments_in_texts(sweep):
+        _complain(f"mind: {warning}")
     try:
-        run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
+        run_dir = run_sweep(config, out, address=address, console=Console(stderr=True))
     except (SweepInterrupted, NoMachineLeft) as end:
         _complain(str(end))
         raise typer.Exit(1) from None

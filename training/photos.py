@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from training.config import SubjectConfig
 from training.errors import UserError
-from training.pictures import KOHYA_FOLDER, Box, find_photos, read_picture
+from training.pictures import CAPTION_SUFFIXES, KOHYA_FOLDER, Box, find_photos, read_picture
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 50
 MIN_SIDE = 32
@@ -29,14 +30,42 @@ def num_repeats(photo: Path) -> int:
 
 
 def read_caption(photo: Path) -> str | None:
-    """The text of the `.txt` file of the same name, on one line; None without such a file or without words in it."""
-    sidecar = photo.with_suffix(".txt")
-    if not sidecar.is_file():
-        return None
+    """The text of the `.txt` or `.caption` file of the same name, on one line; None without one or without words in it.
+
+    Raises:
+        UserError: it is no text, or there are two that say different things.
+    """
+    captions = {_text_of(file): file for file in caption_files(photo)}
+    if len(captions) > 1:
+        raise UserError(f"a photo has one caption, got two that differ: {' and '.join(map(str, captions.values()))}")
+    return next(iter(captions), "") or None
+
+
+def caption_files(photo: Path) -> list[Path]:
+    """The files beside the photo that are its captions; more than one only where they say the same."""
+    return [file for file in _caption_files_in(photo.parent) if file.stem == photo.stem]
+
+
+def stray_captions(photos: Sequence[Path]) -> list[Path]:
+    """Caption files in the photos' folders that belong to none of them."""
+    captions = [file for folder in sorted({photo.parent for photo in photos}) for file in _caption_files_in(folder)]
+    stems = {photo.with_suffix("") for photo in photos}
+    return [file for file in captions if file.with_suffix("") not in stems]
+
+
+def _caption_files_in(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in CAPTION_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _text_of(caption: Path) -> str:
     try:
-        return " ".join(sidecar.read_text(encoding="utf-8-sig").split()) or None
+        return " ".join(caption.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise UserError(f"a caption must be UTF-8 text: {sidecar}") from error
+        raise UserError(f"a caption must be UTF-8 text: {caption}") from error
 
 
 def check_photos(subject: SubjectConfig) -> list[Path]:

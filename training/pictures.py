@@ -35,13 +35,15 @@ Image.init()  # register the decoders: Image.open fails on a format named before
 OTHER_PICTURE_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".jxl", ".dng", ".raw", ".cr2", ".nef", ".arw"}
 )
+CAPTION_SUFFIXES = frozenset({".txt", ".caption"})
+"""Of the text beside a picture; kohya's trainers write the second."""
 KOHYA_FOLDER = re.compile(r"(?P<repeats>[1-9]\d*)_.+")
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
     """The jpg, png and webp files directly in a folder, sorted by name so that every machine reads them in one order.
 
-    Hidden files and captions (`.txt`) are passed over, files that are no pictures are named in a warning.
+    Hidden files and captions (`.txt`, `.caption`) are passed over, files that are no pictures are named in a warning.
 
     Raises:
         UserError: no such folder, no picture in it, or a picture in a format that is not read (so that it isn't left
@@ -111,7 +113,7 @@ def _pictures_of(root: Path, folders: list[Path]) -> list[Path]:
         suffix = file.suffix.lower()
         if suffix in OTHER_PICTURE_SUFFIXES:
             raise UserError(f"only jpg, png and webp are read, got {file} (convert it or take it out)")
-        if suffix not in PICTURE_SUFFIXES | {".txt"}:
+        if suffix not in PICTURE_SUFFIXES | CAPTION_SUFFIXES:
             logger.warning("%s is no picture and is left out", file)
     return [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
 

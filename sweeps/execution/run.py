@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from sweeps.asked import num_planned
-from sweeps.config import SweepConfig, load_sweep, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
@@ -26,7 +26,7 @@ from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, r
 from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.identity import evaluation_key, photos_key
+from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, full_disk_explained
@@ -61,11 +61,13 @@ def run_sweep(
         NoMachineLeft: every machine failed trial after trial; so does this.
     """
     plan = check_sweep(config)
+    for warning in plan.warnings:
+        _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock():
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, without=STATE_FILE)
-        folder.claim("photos", photos_key(config.subject, config.evaluation.face.references))
+        claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
@@ -141,7 +143,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
 
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:

@@ -20,13 +20,15 @@ from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
+from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
 from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
 from training.dataset import encode_dataset, prepare_photos
 from training.errors import UserError
 from training.pictures import find_photos
-from training.stable_diffusion import base_model_fingerprint
+from training.stable_diffusion import base_model_fingerprint, load_base_model
+from training.tokenizer import reader_of_base_model, reader_of_pipeline
 from training.train import check_training
 
 
@@ -55,10 +57,14 @@ class Preparation:
     num_class_images: int
     scoring: Scoring
     render: RenderConfig | None
+    texts: Texts
+    uncounted_captions: tuple[Text, ...]
+    """Those whose length could not be known before the base model was loaded."""
 
     @classmethod
     def of(cls, config: SweepConfig, folder: RunFolder, device: str) -> Preparation:
         """As the sweep file says, on this device."""
+        texts = Texts.of(config)
         return cls(
             run_dir=str(folder.dir),
             storage=config.storage,
@@ -68,6 +74,8 @@ class Preparation:
             num_class_images=class_images_needed(config),
             scoring=Scoring.of(config),
             render=config.render,
+            texts=texts,
+            uncounted_captions=() if reader_of_base_model(config.base_model) else texts.captions,
         )
 
 
@@ -78,7 +86,8 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         What is being done, for the user.
 
     Raises:
-        UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
+        UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here, or a text is longer
+            than what reads it.
     """
     folder = open_run(asked.run_dir, asked.storage)
     shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
@@ -93,6 +102,10 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         check_render(asked.render)
     folder.claim("base_model", base_model_fingerprint(base_model))
     folder.claim("clip_model", load_clip(clip, device).name)
+    pipeline = reader_of_pipeline(load_base_model(base_model))
+    refuse_cut(asked.texts.by_pipeline, pipeline)
+    refuse_cut(asked.texts.by_clip, load_clip(clip, device).reader)
+    yield from (f"mind: {line}" for line in cut_texts(asked.uncounted_captions, pipeline))
     yield "encoding the photos"
     encode_dataset(folder.dataset_dir, base_model, device=device)
     if asked.num_class_images:

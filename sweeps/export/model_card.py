@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from sweeps.config import SweepConfig, rare_token
+from sweeps.config import SweepConfig, trigger_words
 from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results
@@ -51,7 +51,7 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         _header(config, row, licence),
         f"# {config.name}",
         _what_it_is(config, row),
-        f"## Words that call it\n\n`{rare_token(config.subject)}`, as in `{config.subject.instance_prompt}`.",
+        f"## Words that call it\n\n`{trigger_words(config.subject)}`, as in `{config.subject.instance_prompt}`.",
         f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=base, file=file)}\n"
         f'image = pipeline("{config.subject.instance_prompt}").images[0]\n```\n\n'
         "Weights are float32, as they were trained; load them with `dtype=torch.float16` where memory counts.",

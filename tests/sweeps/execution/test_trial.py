@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.references import References
-from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
@@ -279,7 +279,7 @@ def test_the_base_models_row_is_the_zero_line(prepared: Path) -> None:
         ({"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"}, "sks"),
         ({"instance_prompt": "a photo of ohwx ada", "class_prompt": "a photo of a woman"}, "ohwx ada"),
         ({"instance_prompt": "a photo of sks woman"}, "sks"),
-        ({"instance_prompt": "a photo of a woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "A photo of sks woman, smiling", "class_prompt": "person"}, "sks"),
         ({"instance_prompt": "zwx", "rare_token": "zwx"}, "zwx"),
     ],
 )
@@ -396,3 +396,17 @@ def test_a_run_begun_on_a_cpu_is_not_gone_on_with_on_a_gpu(
     asked = Preparation.of(tiny_sweep(), RunFolder(prepared), "cuda")
     with pytest.raises(UserError, match="another device"):
         list(prepare_run(asked))
+
+
+def test_a_text_that_only_the_loaded_models_can_count_is_refused_before_anything_is_made(
+    tiny_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with a base model of the hub, whose tokenizer was not here when the sweep was checked."""
+    long = " ".join(["garden"] * 90)
+    for section, place in (("evaluation", r"evaluation\.negative_prompt"), ("subject", r"subject\.class_prompt")):
+        changed = {"evaluation": {"negative_prompt": long}, "subject": {"class_prompt": long}}[section]
+        config = parse_sweep({**tiny_mapping, section: {**tiny_mapping[section], **changed}})
+        folder = RunFolder(tmp_path / section)
+        with pytest.raises(UserError, match=rf"{place}: .* reads 77 tokens and would not read 'garden garden"):
+            prepare(config, folder)
+        assert folder.base() is None
