@@ -261,6 +261,8 @@ def read_picture(path: str | Path) -> Image.Image:
             return _upright_pixels(image, path)
     except UserError:
         raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UserError(f"no picture that can be opened: {shown(path)} ({error.strerror})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"broken picture, or of a rare kind: {shown(path)}") from error
     except Image.DecompressionBombError as error:
