@@ -85,10 +85,10 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
             wrapped.append(word)
         else:
             wrapped[-1] = joined
-    shown = wrapped[:lines]
+    fitting = wrapped[:lines]
     if len(wrapped) > lines:
-        shown[-1] += " ..."
-    return [_shorten(line, font, width) for line in shown]
+        fitting[-1] += " ..."
+    return [_shorten(line, font, width) for line in fitting]
 
 
 def _shorten(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

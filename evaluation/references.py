@@ -24,11 +24,11 @@ from training.files import whole_file
 from training.names import listed, name_text
 from training.pictures import pixel_digest, read_picture
 
-STRANGER_ANGLE = 2.3
+STRANGER_ANGLE = 2.5
 """How many times further from the mean of the others than the others are a face is before it is called a stranger's.
 
 Angles, not cosines: encoders differ in scale (two people are 80 degrees apart with one, 25 with another), and the ratio
-of angles is nearly the same for all."""
+of angles is nearly the same for all. `docs/log.md` has what it finds and what it misses."""
 SAME_ANGLE = 8.0
 """Degrees. Photos of one minute agree to less than any two days do: no less is taken for what is usual."""
 

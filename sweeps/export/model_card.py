@@ -6,6 +6,7 @@ Nothing of this machine is in it: a local base model is named by its folder alon
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _licence_of_card(path: Path) -> str | None:
     if not text.startswith("---\n"):
         return None
     try:
-        header = yaml.safe_load(text.split("---\n", 2)[1])
+        header = yaml.safe_load(re.split("^---$", text, maxsplit=2, flags=re.MULTILINE)[1])
     except yaml.YAMLError:
         return None
     if not isinstance(header, dict):
@@ -139,7 +140,18 @@ def _header(config: SweepConfig, row: Row, licence: str | None) -> str:
         "instance_prompt": config.subject.instance_prompt,
         "tags": tags,
     }
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+    return f"---\n{yaml.dump(header, Dumper=_OneLineDumper, sort_keys=False, allow_unicode=True, width=math.inf)}---"
+
+
+class _OneLineDumper(yaml.SafeDumper):
+    """A text on one line, so that no reader takes a line of a prompt for the header's end."""
+
+
+def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if len(text.splitlines()) > 1 else None)
+
+
+_OneLineDumper.add_representer(str, _one_line)
 
 
 def _what_it_is(config: SweepConfig, row: Row) -> str:
