@@ -14,6 +14,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
+from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
@@ -113,7 +114,8 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
 def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     """Once a sweep: photos here, everything that needs the base model where trials run."""
     _say(console, "preparing the photos")
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    for remark in prepare_subject(config.subject, config.evaluation.face, folder):
+        _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
@@ -143,7 +145,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
 
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(text), soft_wrap=True)  # as it is: a folder may be called [bold]
 
 
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from evaluation.checks import check_clip, check_render
 from evaluation.config import FaceConfig, RenderConfig
-from evaluation.face import largest_box
+from evaluation.face import face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
 from evaluation.references import embed_references
@@ -20,6 +20,7 @@ from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
+from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
 from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
 from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
@@ -32,17 +33,21 @@ from training.tokenizer import reader_of_base_model, reader_of_pipeline
 from training.train import check_training
 
 
-def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> None:
+def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> list[str]:
     """Crop the photos and embed their faces, on the CPU; done already, it does little.
+
+    Returns:
+        What the user should know of the photos before anything is trained on them, in sentences.
 
     Raises:
         UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
-    prepare_photos(subject, folder.dataset_dir, lambda image: largest_box(encoder, image))
+    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
     if not folder.reference_file.exists():
         embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
+    return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from sweeps.space import Choices
 from tests.sweeps.command import Command, Outcome
 from tests.sweeps.fake_run import build_run
 
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_base: str, tiny_clip: str, photos: Path) -> dict[str, Any]:
@@ -321,3 +323,65 @@ def test_a_failure_of_the_program_keeps_its_traceback(
     assert str(kept) in ended.err
     assert "Traceback" in kept.read_text()
     assert "operands" in kept.read_text()
+
+
+NAMES = [
+    "ada [final].png",
+    "ada [b].png",
+    "[2].png",
+    "[bold red]x.png",
+    "long " * 40 + "1.png",
+    "long " * 40 + "2.png",
+]
+
+
+def test_scored_files_are_shown_by_their_whole_names(dreamsweep: Command, photos: Path, tmp_path: Path) -> None:
+    """Brackets are no markup, and a long name is not cut to another's; what has no shape is escaped."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in [*NAMES, "line\nend.png", "esc\x1b[31m.png", "caf\udce9.png"]:
+        shutil.copy(photos / "photo_1.png", images / name)
+    (images / "notes [1].pdf").write_bytes(b"%PDF")
+    face = DEMO / "family" / "face_encoder"
+    outcome = dreamsweep("score", images, "--photos", DEMO / "photos", "--face", face)
+    assert outcome.code == 0, outcome.err
+    for name in [*NAMES, r"line\nend.png", r"esc\x1b[31m.png", r"caf\xe9.png"]:
+        assert f" {name} " in outcome.out
+    assert "notes [1].pdf" in outcome.err
+    said = json.loads(dreamsweep("score", images, "--photos", DEMO / "photos", "--face", face, "--json").out)
+    assert {image["file"] for image in said["images"]} == {*NAMES, "line\nend.png", "esc\x1b[31m.png", r"caf\xe9.png"}
+    assert said["passed_over"] == ["notes [1].pdf"]
+
+
+def test_a_name_in_a_refusal_is_on_one_line(dreamsweep: Command, tmp_path: Path) -> None:
+    """Whatever bytes it has."""
+    for name in ("a\nb [x].png", "caf\udce9.png"):
+        folder = tmp_path / name.replace(".png", "")
+        folder.mkdir()
+        (folder / name).write_bytes(b"words")
+        outcome = dreamsweep("score", folder, "--photos", DEMO / "photos", "--face", DEMO / "family" / "face_encoder")
+        assert outcome.code == 2
+        assert len(outcome.err.splitlines()) == 1
+        assert r"a\nb [x].png" in outcome.err or r"caf\xe9.png" in outcome.err
+
+
+def test_check_names_what_is_passed_over_and_finds_faces_when_asked(
+    dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path
+) -> None:
+    """A subfolder that is not kohya's, an animation; with --faces the photos without a face."""
+    photos = tmp_path / "photos"
+    (photos / "crops").mkdir()
+    shutil.copy(photos / "photo_1.png", photos / "crops" / "c.png")
+    frames = [Image.effect_noise((90, 90), spread).convert("RGB") for spread in (40, 90)]
+    frames[0].save(photos / "film.gif", save_all=True, append_images=frames[1:])
+    sweep["evaluation"]["face"] = {"encoder": str(DEMO / "family" / "face_encoder")}
+    outcome = dreamsweep("check", write(sweep, tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert "crops/ (1 picture)" in outcome.err
+    assert "of which the first counts: film.gif" in outcome.err
+    assert "check --faces" in outcome.out
+    sweep["evaluation"]["face"]["references"] = str(DEMO / "photos")
+    outcome = dreamsweep("check", write(sweep, tmp_path), "--faces")
+    assert outcome.code == 0, outcome.err
+    assert "photos without a face, cut around their middle instead: " in outcome.err
+    assert "film.gif" in outcome.err.splitlines()[-1]

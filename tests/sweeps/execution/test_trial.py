@@ -410,3 +410,26 @@ def test_a_text_that_only_the_loaded_models_can_count_is_refused_before_anything
         with pytest.raises(UserError, match=rf"{place}: .* reads 77 tokens and would not read 'garden garden"):
             prepare(config, folder)
         assert folder.base() is None
+
+
+def test_what_is_special_about_the_photos_is_said_before_the_first_trial(
+    tiny_mapping: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    """A subfolder that is not read, a reference without a face; again on the next run, which looks at no photo anew."""
+    demo = Path(__file__).parents[3] / "examples" / "demo"
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "old").mkdir()
+    shutil.copy(own / "photo_1.png", own / "old")
+    black = tmp_path / "references" / "black [1].png"
+    black.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(black)
+    shutil.copy(demo / "photos" / "000.png", black.with_name("face.png"))
+    mapping = {**tiny_mapping, "subject": {**tiny_mapping["subject"], "photos": str(own), "crop": "face"}}
+    evaluation = {**tiny_mapping["evaluation"]}
+    face = {"encoder": str(demo / "family" / "face_encoder"), "references": str(black.parent)}
+    mapping["evaluation"] = {**evaluation, "face": face}
+    config, folder = load_sweep(write_sweep(tmp_path / "sweep.yaml", mapping)), RunFolder(tmp_path / "run")
+    said = prepare_subject(config.subject, config.evaluation.face, folder)
+    assert f"passed over in {own}: old/ (1 picture)" in said
+    assert "reference photos without a face, left out of the mean: black [1].png" in said
+    assert prepare_subject(config.subject, config.evaluation.face, folder) == said
