@@ -279,6 +279,14 @@ def _today(name: str) -> str:
 
 def _check_tensors(needed: Shapes, there: Mapping[str, Tensor], place: str, source: str) -> None:
     """Every weight must be there, in its shape, as floating point numbers."""
+    for name in (name for name in needed if name in there):
+        shape, tensor = needed[name], there[name]
+        if _squeezed(tensor.shape, name) != _squeezed(shape, name):
+            raise UserError(f"{place} does not fit {source}: {name} must be {_text(shape)}, got {_text(tensor.shape)}")
+        if tensor.dtype not in FLOAT_TYPES:
+            raise UserError(
+                f"{place}: weights must be floating point numbers, got {tensor.dtype} in {name} (quantised?)"
+            )
     missing = [name for name in needed if name not in there]
     if missing:
         more = f" and {len(missing) - NAMES_SHOWN:,} more" if len(missing) > NAMES_SHOWN else ""
@@ -286,15 +294,6 @@ def _check_tensors(needed: Shapes, there: Mapping[str, Tensor], place: str, sour
             f"{place} is incomplete: {len(missing):,} of {len(needed):,} weights are missing "
             f"({', '.join(missing[:NAMES_SHOWN])}{more})"
         )
-    for name, shape in needed.items():
-        if _squeezed(there[name].shape, name) != _squeezed(shape, name):
-            raise UserError(
-                f"{place} does not fit {source}: {name} must be {_text(shape)}, got {_text(there[name].shape)}"
-            )
-        if there[name].dtype not in FLOAT_TYPES:
-            raise UserError(
-                f"{place}: weights must be floating point numbers, got {there[name].dtype} in {name} (quantised?)"
-            )
 
 
 def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -326,8 +325,8 @@ def _look_at_file(file: Path) -> BaseModelLook:
         _check_tensors(needed, weights.tensors, f"{file} ({part})", source)
     if "v_pred" in weights.tensors and configs.prediction_type != "v_prediction":
         raise UserError(
-            f"{file} was trained with v_prediction (it holds v_pred), but would be read with {configs.prediction_type}; "
-            f"it needs {beside}, whose scheduler_config.json says v_prediction"
+            f"{file} was trained with v_prediction (it holds v_pred), but its scheduler says "
+            f"{configs.prediction_type}; it needs {beside}, whose scheduler_config.json says v_prediction"
         )
     return BaseModelLook(
         configs, *(_beginning_with(prefix, weights) for prefix in (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX))

@@ -28,6 +28,9 @@ MAX_UNUSED_ROWS = 127
 """Embeddings are sometimes padded to a multiple of 128 rows."""
 WORDS = ("a", "photo", "of", "man", "woman", "person", "smiling", "in", "the", "forest", "red", "hat")
 
+MERGES: TypeAdapter[list[str | tuple[str, str]]] = TypeAdapter(list[str | tuple[str, str]])
+"""As `tokenizer.json` holds them: pairs, in older files two tokens with a space between."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -123,7 +126,7 @@ def _vocab_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str, str
         try:
             model = TypeAdapter(dict[str, Any]).validate_python(content.get("model"))
             vocab = _ids(model.get("vocab"))
-            merges = [_pair(merge) for merge in TypeAdapter(list[Any]).validate_python(model.get("merges"))]
+            merges = [_pair(merge) for merge in MERGES.validate_python(model.get("merges"))]
             added = {
                 str(token["content"]): int(token["id"])
                 for token in TypeAdapter(list[dict[str, Any]]).validate_python(content.get("added_tokens") or [])
@@ -151,8 +154,8 @@ def _ids(vocab: object) -> dict[str, int]:
     return TypeAdapter(dict[str, int]).validate_python(vocab, strict=True)
 
 
-def _pair(merge: object) -> tuple[str, str]:
-    first, second = merge.split(" ") if isinstance(merge, str) else TypeAdapter(list[str]).validate_python(merge)
+def _pair(merge: str | tuple[str, str]) -> tuple[str, str]:
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second
 
 

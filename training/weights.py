@@ -18,6 +18,7 @@ LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, in little-endian bytes."""
 MAX_HEADER_BYTES = 100_000_000
 """The library takes no longer one."""
+NAMES_SHOWN = 5
 BYTES_SHOWN = 512
 """Enough of a file's beginning to tell what it is in truth."""
 
@@ -122,6 +123,8 @@ def folder_weights(folder: Path, stem: str) -> Weights:
     middle = "" if variant is None else f".{variant}"
     file, index = folder / f"{stem}{middle}.safetensors", folder / f"{stem}.safetensors.index{middle}.json"
     if _is_there(file):
+        if index.exists():  # diffusers would read the index, transformers the file
+            raise UserError(f"{folder} holds both {file.name} and {index.name}; leave one there")
         return Weights((file,), read_weights(file).tensors, variant)
     shards = [folder / name for name in _shard_names(index)]
     tensors: dict[str, Tensor] = {}
@@ -152,9 +155,8 @@ def _variant(folder: Path, stem: str) -> str | None:
             "trust it and save it again with save_pretrained(..., safe_serialization=True)"
         )
     there = _names(folder)
-    raise UserError(
-        f"{folder} has no weights: need {stem}.safetensors, got {', '.join(there[:5]) if there else 'an empty folder'}"
-    )
+    got = ", ".join(there[:NAMES_SHOWN]) if there else "an empty folder"
+    raise UserError(f"{folder} has no weights: need {stem}.safetensors, got {got}")
 
 
 def _is_variant_shard(variant: str | None) -> bool:
