@@ -254,6 +254,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         else [f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}"]
     )
     caveats = [*champion.caveats, *([earlier_text(len(results.earlier))] if results.earlier else [])]
+    caveats += [results.weights] if results.weights else []
     for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in caveats)]:
         console.print(line, markup=False, highlight=False)
 
