@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from evaluation.generate import run_pipeline, starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
 from training.errors import UserError
+from training.names import name_text, shown
 from training.pictures import read_picture
 
 SIZE_MULTIPLE = 8
@@ -38,7 +41,7 @@ class Render:
     """One reference picture, what the ControlNet sees of it, and what the checkpoint makes of that."""
 
     reference: str
-    """File name."""
+    """What tells it from the other references, as text: its file's name, or more of its path."""
     reference_image: Image.Image
     condition: Image.Image
     image: Image.Image
@@ -62,12 +65,12 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
     renderer = StableDiffusionControlNetPipeline(**components, controlnet=controlnet, requires_safety_checker=False)
     renderer.set_progress_bar_config(disable=True)
     renders = []
-    for path in config.references:
+    for path, label in zip(config.references, reference_labels(config.references), strict=True):
         reference = read_picture(path)
         condition = condition_image(reference, config)
         (image,) = run_pipeline(
             renderer,
-            place=f"reference {path.name}",
+            place=f"reference {shown(path.name)}",
             prompt=config.prompt or prompt,
             negative_prompt=config.negative_prompt,
             image=condition,
@@ -78,8 +81,29 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
             guidance_scale=config.guidance_scale,
             controlnet_conditioning_scale=config.controlnet_conditioning_scale,
         )
-        renders.append(Render(path.name, reference, condition, image))
+        renders.append(Render(name_text(label), reference, condition, image))
     return renders
+
+
+def reference_labels(references: Sequence[Path]) -> list[str]:
+    """A name for each reference that no other has: its file's name, with its folder's where two are called alike.
+
+    Told apart without suffix and case, since renders are files of these names; what is still alike is numbered.
+    """
+    stems = Counter(path.stem.casefold() for path in references)
+    labels: list[str] = []
+    for path in references:
+        label = path.name if stems[path.stem.casefold()] == 1 else f"{path.parent.name} {path.name}"
+        taken = {Path(other).stem.casefold() for other in labels}
+        numbers = (f"{Path(label).stem} {number}{path.suffix}" for number in itertools.count(2))
+        labels.append(
+            next(
+                name
+                for name in (label, *itertools.islice(numbers, len(references)))
+                if Path(name).stem.casefold() not in taken
+            )
+        )
+    return labels
 
 
 def contact_sheet(renders: Mapping[str, Sequence[Render]], cell_size: int = 256) -> Image.Image:

@@ -6,7 +6,8 @@ A late stage that can be given again alone: it reads the run folder, needs no Ra
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from evaluation.checks import check_render
 from evaluation.config import RenderConfig
 from evaluation.generate import generation_dtype
-from evaluation.render import Render, contact_sheet, render_references
+from evaluation.render import Render, contact_sheet, reference_labels, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL
@@ -24,7 +25,7 @@ from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
 from training.errors import UserError
-from training.files import whole_file, write_json
+from training.files import sha256_of, whole_file, whole_folder, write_json
 
 BASE_COLUMN = "base model"
 INDEX = "renders.json"
@@ -51,7 +52,10 @@ class RenderJob:
         """What the renders are made of and with; written last, it says that they are whole."""
         return {
             "trials": [{"trial": row.trial, "step": row.step} for row in self.best],
-            "references": [path.name for path in self.render.references],
+            "references": [
+                {"file": label, "sha256": sha256_of(path)}
+                for path, label in zip(self.render.references, reference_labels(self.render.references), strict=True)
+            ],
             **self.render.model_dump(mode="json", exclude={"references", "top"}),
         }
 
@@ -119,10 +123,12 @@ def render_config(config: SweepConfig, references: Sequence[Path] = (), top: int
 def render_best(job: RenderJob, folder: RunFolder, progress: Callable[[str], None] = lambda _: None) -> Path:
     """Do the job; `renders/sheet.png` as `render_run` returns it."""
     columns: dict[str, list[Render]] = {}
+    (folder.renders_dir / INDEX).unlink(missing_ok=True)
     for name, row in [(BASE_COLUMN, None), *((f"{row.trial} @ {row.step}", row) for row in job.best)]:
         progress(name)
         columns[name] = _render(job, row, folder)
         _save(columns[name], folder.renders_dir / (row.trial if row else BASE_TRIAL))
+    _remove_others(folder.renders_dir, {BASE_TRIAL, *(row.trial for row in job.best)})
     sheet = folder.renders_dir / "sheet.png"
     with whole_file(sheet) as part:
         contact_sheet(columns).save(part, format="PNG")
@@ -143,6 +149,13 @@ def _render(job: RenderJob, row: Row | None, folder: RunFolder) -> list[Render]:
 
 
 def _save(pictures: Sequence[Render], folder: Path) -> None:
-    for picture in pictures:
-        with whole_file(folder / f"{Path(picture.reference).stem}.png") as part:
-            picture.image.save(part, format="PNG")
+    with whole_folder(folder) as part:
+        for picture in pictures:
+            picture.image.save(part / f"{Path(picture.reference).stem}.png")
+
+
+def _remove_others(renders_dir: Path, trials: Collection[str]) -> None:
+    """Renders of trials that are not among the best any more."""
+    for folder in renders_dir.iterdir():
+        if folder.is_dir() and folder.name not in trials:
+            shutil.rmtree(folder)

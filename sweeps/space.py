@@ -19,13 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sweeps.ledger.identity import config_hash
 from sweeps.wording import shorten, unknown_key
-from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig, scoring_steps
+from training.config import HORIZON_FREE_SCHEDULES, METHODS, MethodConfig, TrainConfig, scoring_steps
 from training.errors import UserError
 
 Scalar = bool | int | float | str | None
-
-MAX_CHECKED_CORNERS = 4096
-"""Combinations of corners tried for laws between fields; every field's own corners are always tried."""
 
 
 class Choices(BaseModel):
@@ -233,15 +230,26 @@ def _parse_corner(model: type[BaseModel], name: str, place: str, value: object) 
         raise MisplacedError(place, explain(error)[1]) from None
 
 
-def _check_corners_together(model: type[BaseModel], space: MethodSpace) -> None:
-    """Laws between fields, at the combinations of corners."""
-    corners = {name: corners_of(value) for name, value in space.items()}
-    for values in itertools.islice(itertools.product(*corners.values()), MAX_CHECKED_CORNERS):
+def _check_corners_together(model: type[TrainConfig], space: MethodSpace) -> None:
+    """Laws between fields, at every combination of the extremes of the fields that have such laws."""
+    extremes = {
+        name: extremes_of(value) if name in model.BOUND_TOGETHER else corners_of(value)[:1]
+        for name, value in space.items()
+    }
+    for values in itertools.product(*extremes.values()):
         try:
-            model.model_validate(dict(zip(corners, values, strict=True)))
+            model.model_validate(dict(zip(extremes, values, strict=True)))
         except ValidationError as error:
             loc, law = explain(error)
             raise MisplacedError(".".join(str(part) for part in loc[:1]), law) from None
+
+
+def extremes_of(value: Value) -> tuple[Scalar, ...]:
+    """Of numbers the least and the greatest, of anything else every choice."""
+    corners = corners_of(value)
+    if all(isinstance(corner, int | float) and not isinstance(corner, bool) for corner in corners):
+        return (min(corners), max(corners))  # type: ignore[type-var]
+    return corners
 
 
 def corners_of(value: Value) -> tuple[Scalar, ...]:

@@ -7,7 +7,7 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,14 +40,14 @@ class SubjectConfig(_Section):
     """The person: photos, the words that name them, and how pictures are cut."""
 
     photos: ConfigPath
-    """Folder of 5-50 jpg, png or webp pictures of one person; a sidecar `.txt` beside a picture is its caption."""
+    """Folder of 5-50 jpg, png or webp pictures of one person; a `.txt` or `.caption` beside one is its caption."""
     instance_prompt: str = Field(min_length=1)
     """What a photo of the person is called, with the rare token: "a photo of sks woman"."""
     class_prompt: str | None = None
     """The same without the rare token: "a photo of a woman". Needed for prior preservation."""
     rare_token: str | None = None
-    """The word(s) that name the person. Default: the words of `instance_prompt` that `class_prompt` does not have,
-    or `sks` where there is no class prompt."""
+    """The word(s) of `instance_prompt` that name the person. Default: those that `class_prompt` does not have, where it
+    is certain which they are; without a class prompt a known placeholder such as `sks`."""
     resolution: int = Field(default=512, ge=8, multiple_of=8)
     """Side of the square training pictures in pixels."""
     crop: Literal["face", "center"] = "face"
@@ -58,6 +58,11 @@ class SubjectConfig(_Section):
 
 class TrainConfig(_Section):
     """Hyperparameters that both methods share."""
+
+    BOUND_TOGETHER: ClassVar[frozenset[str]] = frozenset(
+        {"lr_scheduler", "learning_rate", "lr_warmup_steps", "max_train_steps"}
+    )
+    """Fields that a law between fields looks at; each law that holds at their extremes holds between them."""
 
     learning_rate: float = Field(gt=0, le=1)
     max_train_steps: int = Field(default=800, ge=1)

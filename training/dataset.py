@@ -32,7 +32,8 @@ from training.class_images import make_class_images
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
-from training.photos import check_photos, crop_square, num_repeats, read_caption
+from training.names import name_text
+from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
 
@@ -79,24 +80,24 @@ class Dataset:
 
 
 def prepare_photos(
-    subject: SubjectConfig, out_dir: str | Path, find_face: Callable[[Image.Image], Box | None] | None = None
+    subject: SubjectConfig, out_dir: str | Path, find_faces: Callable[[Image.Image], Sequence[Box]] | None = None
 ) -> None:
     """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
 
     Args:
         subject: photos and how to cut them.
         out_dir: the dataset folder.
-        find_face: gives the box of the face that counts in a picture, or None. Without it, or with `crop: center`,
-            squares are cut from the centre.
+        find_faces: gives the boxes of the faces in a picture, the one that counts first. Without it, or with
+            `crop: center`, squares are cut from the centre.
 
     Raises:
         UserError: from `check_photos`.
     """
     out_dir = Path(out_dir)
     if subject.crop == "center":
-        find_face = None
-    key = _photos_key(subject, with_faces=find_face is not None)
-    if _read_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
+        find_faces = None
+    key = _photos_key(subject, with_faces=find_faces is not None)
+    if prepared_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
         return
     photos = check_photos(subject)
     (out_dir / "dataset.json").unlink(missing_ok=True)
@@ -105,22 +106,24 @@ def prepare_photos(
     records = []
     for number, path in enumerate(photos):
         image = read_picture(path)
-        face = find_face(image) if find_face else None
+        faces = find_faces(image) if find_faces else []
+        face = faces[0] if faces else None
         square = crop_square(image, face, subject.resolution)
         file = f"photos/{number:03d}.png"
         square.save(out_dir / file)
         records.append(
             {
                 "file": file,
-                "source": path.relative_to(subject.photos).as_posix(),
+                "source": name_text(path.relative_to(subject.photos).as_posix()),
                 "caption": read_caption(path),
                 "repeats": num_repeats(path),
                 "face": face and [round(float(edge), 1) for edge in face],
+                "num_faces": len(faces) if find_faces else None,
                 "pixels": pixel_digest(square),
             }
         )
     record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
-    write_json(out_dir / "dataset.json", {**record, "digest": _key(record)})
+    write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
 
 
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
@@ -286,21 +289,8 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_record(out_dir: Path) -> dict[str, Any]:
-    """The record, empty where there is none or not a whole one: it is made again from the photos."""
-    try:
-        record = json.loads((out_dir / "dataset.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # ValueError: neither text nor JSON
-        return {}
-    required = {"key", "subject", "photos"}
-    if not isinstance(record, dict) or not required <= record.keys() <= {*required, "digest"}:
-        return {}
-    digest = record.pop("digest", None)  # 0.1.0 wrote none
-    return record if digest in (None, _key(record)) else {}
-
-
 def _need_record(out_dir: Path) -> dict[str, Any]:
-    record = _read_record(out_dir)
+    record = prepared_record(out_dir)
     if not record:
         raise UserError(f"dataset: {out_dir} holds no prepared photos (no whole dataset.json); prepare_photos makes it")
     return record
@@ -311,7 +301,7 @@ def _prepared_photos_are_whole(out_dir: Path) -> bool:
     try:
         return all(
             pixel_digest(read_picture(out_dir / photo["file"])) == photo["pixels"]
-            for photo in _read_record(out_dir)["photos"]
+            for photo in prepared_record(out_dir)["photos"]
         )
     except UserError:  # one is missing or broken
         return False

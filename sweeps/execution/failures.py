@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -10,6 +11,8 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 
 TRACEBACK_FILE = "traceback.txt"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray writes for a terminal."""
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 """How libraries that are not written in Python say it."""
@@ -19,7 +22,7 @@ def keep_traceback(folder: RunFolder, record: TrialRecord, text: str) -> None:
     """Add a failure to `trials/<trial>/traceback.txt`, with when and where it happened."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with (folder.trial_dir(record.trial) / TRACEBACK_FILE).open("a", encoding="utf-8") as file:
-        file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{text.rstrip()}\n")
+        file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{COLOURS.sub('', text).rstrip()}\n")
 
 
 def is_full_disk(error: BaseException) -> bool:

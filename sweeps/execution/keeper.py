@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 
 from sweeps.execution.failures import is_full_disk, keep_traceback
@@ -78,13 +79,13 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             OSError: a disk is full, so that every further try would fail as well.
         """
         self._board.running.discard(trial_name_of(trial))
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error
+        error = _error_of(trial)
+        cause: BaseException | None = getattr(error, "cause", None) or error
         if cause is not None and is_full_disk(cause):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder.trials_dir))
         record = self._read(trial)
-        is_lost = cause is None or isinstance(cause, RayActorError)  # with its worker or machine: nothing was said
-        reason = "its worker was lost" if is_lost else failure_text(cause)
+        is_lost = isinstance(cause, RayActorError)  # with its worker or machine, which had no time to say why
+        reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
         keep_traceback(self._folder, record, reason if error is None else str(error))
         if self._machines.failed(record.trial, record.node_id, reason):
             self._display.say(
@@ -115,3 +116,15 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         record = record.model_copy(update=changes)
         self._folder.write(record)
         return record
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """The exception that Tune's trial ended with, as this very process wrote it down a moment ago.
+
+    `get_pickled_error` looks where Tune copies such files later.
+    """
+    file = trial.pickled_error_file
+    if file is None or not Path(file).is_file():
+        return None
+    error: Exception = cloudpickle.loads(Path(file).read_bytes())
+    return error

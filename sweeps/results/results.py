@@ -17,6 +17,7 @@ from sweeps.results.champion import Champion, champion
 from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, rows_of
 from sweeps.results.rule import ChampionRule
 from sweeps.results.weights import weights_problem
+from sweeps.space import scoring_points
 from training.errors import UserError
 
 
@@ -105,6 +106,8 @@ def read_results(run_dir: Path | str) -> Results:
     rule = ChampionRule.of(config.champion if config else ChampionConfig(), base_row(rows))
     rows = mark_pareto(best_first(rows, rule))
     warnings += _different_judges(rows)
+    if config is not None:
+        warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in earlier])
     verdict = champion(rows, rule)
     if verdict.row is not None:
         rows = [verdict.row if row.key == verdict.row.key else row for row in rows]
@@ -172,6 +175,22 @@ def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def _points_passed_over(config: SweepConfig, trials: Sequence[TrialRecord]) -> list[str]:
+    """Scoring points that the sweep file asked for when trials were past them, so that they have no score there."""
+    without: dict[int, list[str]] = {}
+    for trial in trials:
+        scored = {checkpoint.step for checkpoint in trial.checkpoints}
+        points = [] if trial.is_base else scoring_points(trial.method_config, config.evaluation.at_steps)
+        for step in points:
+            if step not in scored and step < max(scored, default=0):
+                without.setdefault(step, []).append(trial.trial)
+    return [
+        f"evaluation.at_steps: {step} was asked for when {len(names)} trials were past it ({', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}): they have no score there"
+        for step, names in sorted(without.items())
+    ]
 
 
 def _different_judges(rows: Sequence[Row]) -> list[str]:

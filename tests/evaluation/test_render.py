@@ -21,6 +21,7 @@ from evaluation.render import (
     condition_image,
     contact_sheet,
     load_controlnet,
+    reference_labels,
     render_references,
     render_size,
 )
@@ -203,3 +204,20 @@ def test_a_controlnet_of_another_layout_is_refused(
     (tmp_path / "no-weights" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no-weights"):
         render_references(pipeline, config(references, str(tmp_path / "no-weights")), "portrait")
+
+
+NAMES = ["m.jpg", "m.png", "M.jpg", "n.jpg", "a m.jpg", "m 2.jpg"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(NAMES))))
+def test_no_two_references_share_a_name(paths: list[tuple[str, str]]) -> None:
+    """Renders are files of these names without suffix, also where upper and lower case are the same."""
+    labels = reference_labels([Path(folder) / name for folder, name in paths])
+    assert len({Path(label).stem.casefold() for label in labels}) == len(paths)
+    assert not any("/" in label for label in labels)
+
+
+def test_a_reference_that_is_alone_in_its_name_keeps_it() -> None:
+    """What its folder is called does not matter then."""
+    assert reference_labels([Path("a/mona.jpg"), Path("b/pearl.png")]) == ["mona.jpg", "pearl.png"]
+    assert reference_labels([Path("a/mona.jpg"), Path("b/mona.png")]) == ["a mona.jpg", "b mona.png"]

@@ -12,12 +12,18 @@ from sweeps.execution.trial import SweepTrial
 
 
 class LoggedTrial(SweepTrial):
-    """Says in `<run>.log` which process scored what, and dies once where `<run>.kill` asks for it."""
+    """Says in `<run>.log` which process scored what; dies once where `<run>.kill` asks for it.
+
+    On the machine that `<run>.bad` names it raises what a library would that does not fit there.
+    """
 
     def step(self) -> dict[str, Any]:
         """The trial's own step, with its judge."""
         if self._record.is_over:
             return super().step()  # type: ignore[no-any-return]
+        bad = Path(f"{self._folder.dir}.bad")
+        if bad.exists() and bad.read_text() == self._record.node_id:
+            raise ValueError("no such GPU kernel here")
         before = [checkpoint.step for checkpoint in self._record.checkpoints]
         kill = Path(f"{self._folder.dir}.kill")
         if before and kill.exists() and kill.read_text() == self._record.trial:

@@ -6,11 +6,24 @@ pytest tests/sweeps/test_config.py     a second or two, no models
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from sweeps.config import MAX_FILE_BYTES, SweepConfig, class_images_needed, load_sweep, parse_sweep, resolved_yaml
+from sweeps.config import (
+    MAX_FILE_BYTES,
+    SweepConfig,
+    _apply_override,
+    _QuotingDumper,
+    _StrictLoader,
+    class_images_needed,
+    load_sweep,
+    parse_sweep,
+    resolved_yaml,
+)
 from sweeps.space import Choices, Range
 
 SWEEP = """
@@ -224,3 +237,53 @@ def test_class_images_are_made_for_the_trial_that_wants_most(sweep_file: Path) -
     more = "methods.dreambooth.num_class_images={choices: [50, 200]}"
     assert class_images_needed(load_sweep(sweep_file, [more])) == 200
     assert class_images_needed(load_sweep(sweep_file, ["methods.dreambooth.with_prior_preservation=false"])) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),
+        ("off", "off"),
+        ("12:30", "12:30"),
+        ("2026-11-25", "2026-11-25"),
+        ("1e-4", 1e-4),
+        ("1_000", 1000),
+        ("010", 10),
+        ("0o17", 15),
+        ("true", True),
+        ("", None),
+        ("0x1f", 31),
+        (".5", 0.5),
+    ],
+)
+def test_a_word_is_a_word_in_the_file_and_on_the_command_line(text: str, value: object) -> None:
+    """YAML 1.1 reads `no` as false, `12:30` as 750, `010` as 8 and a date as no text; here all mean what they say."""
+    read = yaml.load(f"a: {text}\nb: [{text}]" if text else "a:\nb: [null]", Loader=_StrictLoader)  # noqa: S506
+    assert read == {"a": value, "b": [value]}
+    raw: dict[str, Any] = {}
+    _apply_override(raw, f"c={text}")
+    assert raw == {"c": value}
+
+
+def test_mixed_precision_no_is_the_field_s_own_word(tmp_path: Path) -> None:
+    """As a value, as a choice and by --set; `yes` and `on` still switch a switch on."""
+    file = tmp_path / "ada.yaml"
+    file.write_text(SWEEP.replace("max_train_steps: 800", "mixed_precision: no\n    with_prior_preservation: no"))
+    lora = load_sweep(file).methods["lora"]
+    assert (lora["mixed_precision"], lora["with_prior_preservation"]) == ("no", False)
+    choices = load_sweep(file, ["methods.lora.mixed_precision={choices: [no, bf16]}"]).methods["lora"]
+    assert choices["mixed_precision"] == Choices(choices=("no", "bf16"))
+    assert load_sweep(file, ["methods.lora.train_text_encoder=on"]).methods["lora"]["train_text_encoder"] is True
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1))
+@example("1e5")
+@example("0o17")
+@example("no")
+@example("1_000")
+@example("2026-11-25")
+def test_any_text_comes_back_from_the_resolved_file(text: str) -> None:
+    """What one YAML would read as a number and another as a word is quoted."""
+    dumped = yaml.dump({"a": text}, Dumper=_QuotingDumper, allow_unicode=True)
+    assert yaml.load(dumped, Loader=_StrictLoader) == {"a": text}  # noqa: S506
+    assert yaml.safe_load(dumped) == {"a": text}, "nor does another reader's YAML read it otherwise"

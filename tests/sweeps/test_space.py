@@ -6,6 +6,7 @@ pytest tests/sweeps/test_space.py     a few seconds
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from sweeps.space import (
     MisplacedError,
     Range,
     choices_made,
+    contains,
     draw,
     grid,
+    holds,
     num_distinct,
     parse_space,
     random_chooser,
@@ -123,3 +126,38 @@ def test_a_space_of_choices_is_counted_and_a_range_is_endless() -> None:
     assert num_distinct(closed, AT_STEPS, limit=2) == 2
     ranged = {"lora": parse_space("lora", {"learning_rate": {"low": 1e-5, "high": 1e-3}})}
     assert num_distinct(ranged, AT_STEPS, limit=100) == 100
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["0.1", "0.05", "0.25", "1e-5", "3e-5"]))
+def test_stepped_ranges_hold_the_decimals_that_one_would_write(first: int, more: int, step: str) -> None:
+    """`{low: 0.1, high: 0.3, step: 0.1}` ends at 0.3, not at 0.30000000000000004, and holds all of its points."""
+    decimals = [float(Decimal(step) * i) for i in range(first, first + more + 1)]
+    value = Range(low=decimals[0], high=decimals[-1], step=float(step))
+    assert value.points() == decimals
+    assert all(contains(value, point) for point in decimals)
+    assert contains(value, decimals[0] + more * float(step)), "nor does a sum of steps fall out by its rounding"
+    assert not contains(value, decimals[0] + float(step) / 2)
+
+
+@given(space=LORA_SPACES, other=LORA_SPACES, seed=st.integers(0, 1000))
+def test_a_space_holds_what_can_be_drawn_from_it(space: dict[str, Any], other: dict[str, Any], seed: int) -> None:
+    """All that it drew, and of another space just what it could have drawn too."""
+    methods, others = {"lora": parse_space("lora", space)}, {"lora": parse_space("lora", other)}
+    mine = draw(methods, AT_STEPS, random_chooser(random.Random(seed)))
+    foreign = draw(others, AT_STEPS, random_chooser(random.Random(seed)))
+    assert holds(methods, AT_STEPS, mine)
+    assert not holds({"dreambooth": {}}, AT_STEPS, mine)
+    try:
+        drawn_alike = draw(methods, AT_STEPS, choices_made(foreign)) == foreign
+    except LookupError:
+        drawn_alike = False
+    assert holds(methods, AT_STEPS, foreign) == drawn_alike
+
+
+def test_a_law_between_fields_is_found_among_any_number_of_open_values() -> None:
+    """However many combinations of other fields there are."""
+    others = ("seed", "rank", "train_batch_size", "lr_num_cycles")
+    many = {name: {"choices": [1, 2, 3, 4, 5, 6, 7, 8]} for name in others}
+    bound = {"lr_scheduler": "polynomial", "lr_warmup_steps": {"choices": [0, 900]}, "max_train_steps": 800}
+    with pytest.raises(MisplacedError, match="fewer than max_train_steps"):
+        parse_space("lora", {**many, **bound})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.references import References
-from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
+from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
@@ -26,7 +28,9 @@ from sweeps.ledger.records import TrialRecord
 from tests.sweeps.tiny_sweep import write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
+from training.errors import UserError
 from training.stats import STATS_FILE, read_stats
+from training.train import train
 
 TRIAL = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_size=1)
 
@@ -275,7 +279,7 @@ def test_the_base_models_row_is_the_zero_line(prepared: Path) -> None:
         ({"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"}, "sks"),
         ({"instance_prompt": "a photo of ohwx ada", "class_prompt": "a photo of a woman"}, "ohwx ada"),
         ({"instance_prompt": "a photo of sks woman"}, "sks"),
-        ({"instance_prompt": "a photo of a woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "A photo of sks woman, smiling", "class_prompt": "person"}, "sks"),
         ({"instance_prompt": "zwx", "rare_token": "zwx"}, "zwx"),
     ],
 )
@@ -287,3 +291,145 @@ def test_the_rare_token_is_what_the_class_prompt_lacks(subject: dict[str, str], 
 def test_both_methods_are_known() -> None:
     """Every method of the training room can be swept."""
     assert set(METHODS) == {"lora", "dreambooth"}
+
+
+def test_a_point_asked_for_too_late_is_passed_over(folder: RunFolder) -> None:
+    """at_steps [2, 4], then [1, 2, 3, 4]: what was scored stays as it is, the ledger is in the order of steps."""
+    begin(folder).step()
+    trial = trial_id(TRIAL)
+    scored = {file: file.stat().st_mtime_ns for file in folder.checkpoint_dir(trial, 2).rglob("*") if file.is_file()}
+    task = task_in(folder)
+    finer = task.scoring.evaluation.model_copy(update={"at_steps": [1, 2, 3, 4]})
+    task = replace(task, scoring=replace(task.scoring, evaluation=finer))
+    worker = SweepTrial({"trial": trial, "task": task})
+    while not worker.step()["done"]:
+        pass
+    assert [checkpoint.step for checkpoint in read(folder).checkpoints] == [2, 3, 4]
+    assert {file: file.stat().st_mtime_ns for file in scored if STATE_FILE not in file.name} == {
+        file: time for file, time in scored.items() if STATE_FILE not in file.name
+    }
+    assert not folder.checkpoint_dir(trial, 1).exists()
+
+
+def test_a_lost_state_never_rewrites_what_was_scored(folder: RunFolder, uninterrupted: TrialRecord) -> None:
+    """Where going on is impossible, the next point is trained from the start, and only that point is written."""
+    begin(folder).step()
+    trial_dir = folder.trial_dir(trial_id(TRIAL))
+    (trial_dir / "checkpoint-2" / STATE_FILE).unlink()
+    before = (trial_dir / "checkpoint-2" / "checkpoint.json").stat().st_mtime_ns
+    worker = begin(folder)
+    while not worker.step()["done"]:
+        pass
+    assert (trial_dir / "checkpoint-2" / "checkpoint.json").stat().st_mtime_ns == before
+    assert outcome(read(folder))["checkpoints"] == outcome(uninterrupted)["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("429 Too Many Requests"),
+        UserError("base_model: no such file, folder or hub id: /mnt/models/sd15"),
+        OSError(5, "Input/output error"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+    ids=["hub", "missing", "disk", "shared GPU"],
+)
+def test_what_a_machine_lacks_is_not_the_trials_fault(
+    folder: RunFolder, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's refusal, a folder that one machine lacks, a neighbour on the GPU: raised, to be tried elsewhere."""
+    monkeypatch.setattr("sweeps.execution.trial.train", _raising(error))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (1, 10))
+    with pytest.raises((ValueError, OSError, RuntimeError)):
+        begin(folder).step()
+    record = read(folder)
+    assert (record.status, record.fault) == ("running", None)
+    assert not record.is_over
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(("fits", "status"), [(True, "running"), (False, "failed")])
+def test_out_of_memory_is_tried_once_more_with_gradient_checkpointing(
+    folder: RunFolder, fits: bool, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone on its GPU; what still does not fit is the settings' own fault. Another worker goes on sparing memory."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10, 10))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+    tried: list[bool] = []
+
+    def train_in_small_memory(config: MethodConfig, *arguments: Any, **options: Any) -> Any:
+        tried.append(config.gradient_checkpointing)
+        if not (config.gradient_checkpointing and fits):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(config, *arguments, **options)
+
+    monkeypatch.setattr("sweeps.execution.trial.train", train_in_small_memory)
+    task = replace(task_in(folder), gpus=1)
+    begin(folder)
+    worker = SweepTrial({"trial": trial_id(TRIAL), "task": task})
+    worker._device = "cpu"  # the memory is pretended, the device is not
+    worker.step()
+    record = read(folder)
+    assert tried == [False, True]
+    assert (record.status, record.spares_memory) == (status, True)
+    traceback_file = folder.trial_dir(record.trial) / TRACEBACK_FILE
+    assert traceback_file.exists() == (not fits)
+    if fits:
+        again = begin(folder)
+        assert again._hyperparameters.gradient_checkpointing
+        assert again.step()["step"] == 4, "it goes on from a checkpoint that was trained with it"
+    else:
+        assert record.fault == "trial"
+        assert "OutOfMemoryError" in traceback_file.read_text()
+
+
+def test_a_run_begun_on_a_cpu_is_not_gone_on_with_on_a_gpu(
+    prepared: Path, tiny_sweep: Callable[..., SweepConfig]
+) -> None:
+    """Pictures are made in half precision there: their scores would be compared with others."""
+    asked = Preparation.of(tiny_sweep(), RunFolder(prepared), "cuda")
+    with pytest.raises(UserError, match="another device"):
+        list(prepare_run(asked))
+
+
+def test_a_text_that_only_the_loaded_models_can_count_is_refused_before_anything_is_made(
+    tiny_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with a base model of the hub, whose tokenizer was not here when the sweep was checked."""
+    long = " ".join(["garden"] * 90)
+    for section, place in (("evaluation", r"evaluation\.negative_prompt"), ("subject", r"subject\.class_prompt")):
+        changed = {"evaluation": {"negative_prompt": long}, "subject": {"class_prompt": long}}[section]
+        config = parse_sweep({**tiny_mapping, section: {**tiny_mapping[section], **changed}})
+        folder = RunFolder(tmp_path / section)
+        with pytest.raises(UserError, match=rf"{place}: .* reads 77 tokens and would not read 'garden garden"):
+            prepare(config, folder)
+        assert folder.base() is None
+
+
+def test_what_is_special_about_the_photos_is_said_before_the_first_trial(
+    tiny_mapping: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    """A subfolder that is not read, a reference without a face; again on the next run, which looks at no photo anew."""
+    demo = Path(__file__).parents[3] / "examples" / "demo"
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "old").mkdir()
+    shutil.copy(own / "photo_1.png", own / "old")
+    black = tmp_path / "references" / "black [1].png"
+    black.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(black)
+    shutil.copy(demo / "photos" / "000.png", black.with_name("face.png"))
+    mapping = {**tiny_mapping, "subject": {**tiny_mapping["subject"], "photos": str(own), "crop": "face"}}
+    evaluation = {**tiny_mapping["evaluation"]}
+    face = {"encoder": str(demo / "family" / "face_encoder"), "references": str(black.parent)}
+    mapping["evaluation"] = {**evaluation, "face": face}
+    config, folder = load_sweep(write_sweep(tmp_path / "sweep.yaml", mapping)), RunFolder(tmp_path / "run")
+    said = prepare_subject(config.subject, config.evaluation.face, folder)
+    assert f"passed over in {own}: old/ (1 picture)" in said
+    assert "reference photos without a face, left out of the mean: black [1].png" in said
+    assert prepare_subject(config.subject, config.evaluation.face, folder) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -317,3 +319,28 @@ def test_reading_results_loads_neither_ray_nor_torch() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603
     assert output.strip() == "[]"
+
+
+def test_trials_of_an_earlier_sweep_are_in_no_verdict(tmp_path: Path) -> None:
+    """However good: neither champion, nor on the front, nor counted, nor before what the file asks for; and marked."""
+    build_run(tmp_path / "ada", num_trials=8, num_failed=0)
+    before = read_results(tmp_path / "ada")
+    assert before.champion.row is not None
+    assert not before.earlier
+    settings = yaml.safe_load((tmp_path / "ada" / "sweep.yaml").read_text())
+    ranks = {2, 4, 16, 128} - {before.champion.row.rank}
+    settings["methods"]["lora"]["rank"] = {"choices": sorted(ranks)}
+    (tmp_path / "ada" / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    after = read_results(tmp_path / "ada")
+    gone = {row.trial for row in before.rows if row.rank == before.champion.row.rank}
+    assert set(after.earlier) == {row.trial for row in after.rows if row.earlier} == gone
+    assert after.champion.row is not None
+    assert after.champion.row.trial not in gone
+    assert not any(row.pareto or row.champion for row in after.rows if row.earlier)
+    assert not gone & {row.trial for row in after.best_of_each_trial()}
+    assert sum(after.num_by_status.values()) == len(before.trials) - 1 - len(gone)
+    flags = [row.earlier for row in after.rows]
+    assert flags == sorted(flags), "behind all others"
+    written = list(csv.DictReader(io.StringIO(results_csv(after.rows))))
+    assert {line["trial"] for line in written if line["earlier"] == "True"} == gone
+    assert len(after.rows) == len(before.rows), "they are shown"

@@ -20,7 +20,7 @@ from sweeps.ledger.identity import config_hash
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.search.listed import FLOOR, is_complete
 from sweeps.search.searcher import LedgerSearcher
-from sweeps.search.study import StudySearch
+from sweeps.search.study import REPEATS_BEFORE_RANDOM, StudySearch
 from sweeps.space import grid
 from training.config import LoraConfig, MethodConfig
 
@@ -237,3 +237,55 @@ def test_a_space_that_was_changed_keeps_the_trials_there_were(tmp_path: Path) ->
     assert len(drive(wider, folder)) == 4
     assert len(folder.trials()) == 7
     assert is_complete(wider, folder)
+
+
+def test_a_trial_that_failed_by_no_fault_of_its_own_is_served_again(tmp_path: Path) -> None:
+    """At once where its worker was lost, else after all others; FINISHED waits for what still runs."""
+    config = sweep("grid", None, lora={"rank": {"choices": [1, 2, 3]}, "max_train_steps": 4})
+    folder = new_folder(tmp_path)
+    searcher = searcher_over(config, folder, at_once=2)
+    first, second = (searcher.suggest(name)["trial"] for name in ("a", "b"))  # type: ignore[index]
+    for name, trial, at_once in (("a", first, False), ("b", second, True)):
+        record = folder.read(trial)
+        assert record is not None
+        searcher.on_trial_complete(name, error=True)
+        searcher.retry(record, at_once=at_once)
+    assert searcher.suggest("c")["trial"] == second  # type: ignore[index]
+    third = searcher.suggest("d")["trial"]  # type: ignore[index]
+    assert third not in (first, second)
+    searcher.on_trial_complete("c")
+    assert searcher.suggest("e")["trial"] == first  # type: ignore[index]
+    searcher.on_trial_complete("d")
+    assert searcher.suggest("f") is None, "the last one may come back yet"
+    searcher.on_trial_complete("e")
+    assert searcher.suggest("f") == Searcher.FINISHED
+
+
+def test_lost_trials_do_not_make_the_search_random(tmp_path: Path) -> None:
+    """Machines that fail are no sign that the space is used up."""
+    config = sweep("tpe", 100)
+    searcher = searcher_over(config, new_folder(tmp_path))
+    assert isinstance(searcher.search, StudySearch)
+    for i in range(REPEATS_BEFORE_RANDOM + 2):
+        suggestion = searcher.suggest(f"tune{i}")
+        assert isinstance(suggestion, dict)
+        searcher.on_trial_complete(f"tune{i}", error=True)
+        searcher.give_up(suggestion["trial"])
+    assert isinstance(searcher.search.study.sampler, optuna.samplers.TPESampler)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe", "nsga2"])
+def test_a_changed_sweep_is_not_complete(sampler: str, tmp_path: Path) -> None:
+    """Another space of the same size has trials of its own to run; those of the old one stay and are let be."""
+    folder = new_folder(tmp_path)
+    old = sweep(sampler, None, lora={"rank": {"choices": [2, 4]}, "max_train_steps": 4})
+    new = sweep(sampler, None, lora={"rank": {"choices": [8, 16]}, "max_train_steps": 4})
+    first = drive(old, folder, ends=1)
+    begun = searcher_over(old, folder).suggest("begun")
+    assert isinstance(begun, dict)
+    served = drive(new, folder)
+    assert is_complete(new, folder)
+    assert len(served) == 2
+    assert not {*first, begun["trial"]} & set(served)
+    assert not is_complete(old, folder)
+    assert drive(old, folder) == [begun["trial"]], "the old file asks for the old trials still"
