@@ -72,7 +72,7 @@ def due_renders(config: SweepConfig, folder: RunFolder) -> RenderJob | None:
 def _rendered(folder: RunFolder) -> Any:
     try:
         return json.loads((folder.renders_dir / INDEX).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # not there, or neither text nor JSON: rendered anew
         return None
 
 
@@ -97,7 +97,7 @@ def render_run(
         UserError: nothing to render, or no reference.
     """
     folder = RunFolder(run_dir)
-    config = load_sweep(folder.sweep_file)
+    config = load_sweep(folder.sweep_file, source=str(folder.sweep_file))
     render = render_config(config, references, top)
     check_render(render)
     best = read_results(folder.dir).best_of_each_trial()

@@ -22,6 +22,7 @@ from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
+from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.session import ending_on_signals, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
@@ -29,6 +30,7 @@ from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mirror import open_run
+from sweeps.ledger.privacy import open_to_all
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, full_disk_explained
 from sweeps.renders import due_renders
@@ -66,12 +68,17 @@ def run_sweep(
         _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock():
+        if remark := open_to_all(folder.dir):
+            _say(console, f"mind: {remark}")
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, without=STATE_FILE)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
+        if config.storage is None:  # with a storage, weights need not lie here
+            for said in rewind_damaged(folder):
+                _say(console, said)
         if not _is_done(config, folder):
             with full_disk_explained(plan, folder):
                 _run_on_ray(config, folder, address, console)
@@ -86,7 +93,10 @@ def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
 
 def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
     """Do the models have the names that they had in the last run? If not, their content must be looked at."""
-    last = load_sweep(folder.sweep_file)
+    try:
+        last = load_sweep(folder.sweep_file)
+    except UserError:  # derived, and written anew from the sweep that is asked for
+        return False
     return (last.base_model, last.evaluation.face, last.evaluation.clip) == (
         config.base_model,
         config.evaluation.face,

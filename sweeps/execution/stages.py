@@ -14,7 +14,7 @@ from evaluation.config import FaceConfig, RenderConfig
 from evaluation.face import face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
-from evaluation.references import embed_references
+from evaluation.references import References, embed_references
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
@@ -45,9 +45,17 @@ def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder)
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
     prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
-    if not folder.reference_file.exists():
+    if not _references_are_whole(folder):
         embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
     return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
+
+
+def _references_are_whole(folder: RunFolder) -> bool:
+    try:
+        References.load(folder.reference_file)
+    except UserError:  # none yet, or damaged since
+        return False
+    return True
 
 
 @dataclass(frozen=True)

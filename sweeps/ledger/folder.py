@@ -16,7 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
+from sweeps.wording import shorten
 from training.errors import UserError
 from training.files import write_json, write_whole
 from training.layout import STATE_FILE
@@ -70,7 +72,10 @@ class RunFolder:
         Raises:
             UserError: it lies outside the run folder (a run folder may come from somebody else).
         """
-        path = (self.dir / relative).resolve()
+        try:
+            path = (self.dir / relative).resolve()
+        except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, links in a circle
+            raise UserError(f"a path in trial.json must be a path, got {shorten(relative)}: {self.dir}") from None
         if not any(path.is_relative_to(root) for root in (self.dir, self.trials_dir.resolve())):
             raise UserError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
         return path
@@ -91,7 +96,7 @@ class RunFolder:
         """
         path = self.trial_file(trial)
         try:
-            return parse_record(path.read_bytes())
+            return parse_record(path.read_bytes()).model_copy(update={"trial": trial})  # its folder is its name
         except FileNotFoundError:
             return None
         except NewerLedgerError as error:
@@ -145,10 +150,22 @@ class RunFolder:
             write_json(self.identity_file, {**claims, part: key})
 
     def identity(self) -> dict[str, str]:
-        """Everything claimed so far."""
-        if not self.identity_file.exists():
+        """Everything claimed so far.
+
+        Raises:
+            UserError: the file is there but is not whole: what the scores depend on is not known.
+        """
+        try:
+            claims = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return {}
-        claims: dict[str, str] = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        except ValueError:  # neither text nor JSON
+            claims = None
+        if not isinstance(claims, dict) or not all(isinstance(key, str) for key in claims.values()):
+            raise UserError(
+                f"{self.identity_file}: must be a whole identity.json, which says what photos, evaluation and models "
+                "the scores depend on; if none of them has changed since, delete this file and run the sweep again"
+            )
         return claims
 
     @contextmanager
@@ -158,7 +175,7 @@ class RunFolder:
         Raises:
             UserError: another process holds it.
         """
-        self.dir.mkdir(parents=True, exist_ok=True)
+        make_run_dir(self.dir)
         holder_file = self.dir / ".lock.holder"
         lock = FileLock(self.dir / ".lock", timeout=0)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import TrialRecord
 from training.errors import UserError
 from training.files import whole_file
@@ -25,7 +26,10 @@ GROWING = ".jsonl"
 
 def open_run(run_dir: Path | str, storage: str | None) -> RunFolder:
     """The run folder, mirrored where the sweep names a storage."""
-    return RunFolder(run_dir) if storage is None else MirroredRunFolder(run_dir, storage)
+    folder = RunFolder(run_dir) if storage is None else MirroredRunFolder(run_dir, storage)
+    if storage is not None:
+        make_run_dir(folder.dir)
+    return folder
 
 
 class MirroredRunFolder(RunFolder):
