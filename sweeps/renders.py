@@ -20,6 +20,7 @@ from evaluation.generate import generation_dtype
 from evaluation.render import Render, contact_sheet, reference_labels, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.mirror import bring_here
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
@@ -41,11 +42,13 @@ class RenderJob:
     """Where the render section has no prompt of its own."""
     best: tuple[Row, ...]
     """Each of the best trials' best checkpoint."""
+    storage: str | None = None
+    """Where a checkpoint is fetched from that is not on this machine."""
 
     @classmethod
     def of(cls, config: SweepConfig, render: RenderConfig, best: Sequence[Row]) -> RenderJob:
         """The sweep's own renders: as many of the best trials as the section says."""
-        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]))
+        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]), config.storage)
 
     @property
     def index(self) -> dict[str, Any]:
@@ -140,6 +143,7 @@ def _render(job: RenderJob, row: Row | None, folder: RunFolder) -> list[Render]:
     checkpoint = None
     if row is not None:
         assert row.checkpoint is not None, "only the base model has no checkpoint"
+        bring_here(folder, job.storage, row.checkpoint)
         checkpoint = open_checkpoint(folder.inside(row.checkpoint), job.base_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = load_pipeline(

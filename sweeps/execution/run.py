@@ -67,7 +67,7 @@ def run_sweep(
     folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock():
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
-        folder.pull(folder.trials_dir, without=STATE_FILE)
+        folder.pull(folder.trials_dir, ending="trial.json")
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
@@ -76,7 +76,11 @@ def run_sweep(
             with full_disk_explained(plan, folder):
                 _run_on_ray(config, folder, address, console)
         _write_sweep(config, folder)
-        folder.push(write_results_csv(folder.dir, read_results(folder.dir).rows))
+        folder.pull(folder.trials_dir, without=("checkpoint-*",))  # for the report, all pictures; of the weights,
+        results = read_results(folder.dir)
+        if (best := results.champion.row) is not None and best.checkpoint is not None:
+            folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
+        folder.push(write_results_csv(folder.dir, results.rows))
     return folder.dir
 
 

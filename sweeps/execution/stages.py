@@ -27,6 +27,7 @@ from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
 from training.dataset import encode_dataset, prepare_photos
 from training.errors import UserError
+from training.layout import STATE_FILE
 from training.pictures import find_photos
 from training.stable_diffusion import base_model_fingerprint, load_base_model
 from training.tokenizer import reader_of_base_model, reader_of_pipeline
@@ -147,6 +148,7 @@ def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -
     folder.pull(folder.trials_dir, ending="trial.json")
     for row in job.best:
         if row.checkpoint is not None:
-            folder.pull(folder.inside(row.checkpoint))
+            folder.inside(row.checkpoint)  # or it is refused
+            folder.pull(folder.dir / row.checkpoint, without=(STATE_FILE,))
     render_best(job, folder)
     folder.push(folder.renders_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,6 +89,14 @@ class RunFolder:
         Raises:
             UserError: the file is there but is not a whole record, or a later release wrote it.
         """
+        return self.read_here(trial)
+
+    def read_here(self, trial: str) -> TrialRecord | None:
+        """The record as this machine has it.
+
+        Raises:
+            UserError: the file is there but is not a whole record, or a later release wrote it.
+        """
         path = self.trial_file(trial)
         try:
             return parse_record(path.read_bytes())
@@ -105,7 +113,7 @@ class RunFolder:
     def trials(self) -> list[TrialRecord]:
         """All records but the base model's, oldest first."""
         names = sorted(path.parent.name for path in self.trials_dir.glob("*/trial.json"))
-        records = [record for name in names if name != BASE_TRIAL and (record := self.read(name)) is not None]
+        records = [record for name in names if name != BASE_TRIAL and (record := self.read_here(name)) is not None]
         return sorted(records, key=lambda record: (record.created, record.trial))
 
     def base(self) -> TrialRecord | None:
@@ -117,16 +125,21 @@ class RunFolder:
         for state in self.trial_dir(trial).glob(f"checkpoint-*/{STATE_FILE}"):
             state.unlink()
 
-    def push(self, *parts: Path) -> None:
-        """Let other machines have these files and folders: nothing to do, the folder is shared."""
+    def push(self, *parts: Path, without: Sequence[str] = ()) -> None:
+        """Let other machines have these files and folders: nothing to do, the folder is shared.
 
-    def pull(self, *parts: Path, ending: str = "", without: str | None = None) -> None:
+        Args:
+            parts: files and folders in the run folder.
+            without: what lies in a file or folder of such a name (`checkpoint-*`) stays as it is there.
+        """
+
+    def pull(self, *parts: Path, ending: str = "", without: Sequence[str] = ()) -> None:
         """Get what other machines wrote: nothing to do, the folder is shared.
 
         Args:
             parts: files and folders in the run folder.
             ending: only files whose name ends so.
-            without: not the files of this name.
+            without: not what lies in a file or folder of such a name (`checkpoint-*`).
         """
 
     def claim(self, part: str, key: str) -> None:
