@@ -6,19 +6,15 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.config import ResourcesConfig
+from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
-from sweeps.plan import MANY_AT_ONCE
 from training.errors import UserError
-
-BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
-"""What Ray's cluster launcher leaves on the head of a cluster that grows on demand."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +32,57 @@ class TrialResources:
         return "cuda" if self.gpus else "cpu"
 
 
-def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None) -> TrialResources:
+def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None, num_trials: int) -> TrialResources:
     """Refuse what the connected Ray cluster does not have and will not get; Tune itself would wait for ever.
 
     Raises:
-        UserError: names what was asked and the most that any machine has.
+        UserError: names what was asked and the most that any machine has, or what the sweep file must say.
     """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = asked.cpus_per_trial, asked.gpus_per_trial
-    if gpus is None:
-        gpus = 1 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0
-    capacity = sum(_room(machine, cpus, gpus) for machine in machines)
-    if asked.autoscaling or BOOTSTRAP_CONFIG.expanduser().exists():
-        capacity = max(capacity, MANY_AT_ONCE)
-    if capacity == 0:
-        raise UserError(_refusal(machines, cpus, gpus))
-    return TrialResources(cpus, gpus, min(capacity, max_concurrent_trials or capacity))
+    growth = growth_of_cluster(asked.autoscaling)
+    machines = _alive()
+    cpus, gpus = asked.cpus_per_trial, _gpus_per_trial(asked, machines, growth)
+    to_come = [] if growth is None else [kind.resources for kind in growth.node_types if kind.resources is not None]
+    fits_somewhere = any(_room(machine, cpus, gpus) for machine in [*machines, *to_come])
+    if not fits_somewhere and (growth is None or growth.is_known):
+        raise UserError(_refusal([*machines, *to_come], cpus, gpus))
+    return TrialResources(cpus, gpus, trials_at_once(asked, cpus, gpus, max_concurrent_trials, num_trials))
+
+
+def trials_at_once(
+    asked: ResourcesConfig, cpus: float, gpus: float, max_concurrent_trials: int | None, num_trials: int
+) -> int:
+    """Trials that the cluster, as it is now or as it may grow, holds at one time: 1 or more, `num_trials` or fewer.
+
+    Asked again while the sweep runs, it counts the machines that have joined.
+    """
+    growth = growth_of_cluster(asked.autoscaling)
+    room = sum(_room(machine, cpus, gpus) for machine in _alive())
+    if growth is not None:
+        to_come = growth.room(lambda machine: _room(machine, cpus, gpus))
+        room = num_trials if to_come is None else max(room, to_come)
+    return max(1, min(room, num_trials, max_concurrent_trials or num_trials))
+
+
+def _alive() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _gpus_per_trial(asked: ResourcesConfig, machines: Sequence[Mapping[str, float]], growth: Growth | None) -> float:
+    """What the sweep file says, else a GPU where there is or will be one."""
+    if asked.gpus_per_trial is not None:
+        return asked.gpus_per_trial
+    if any(machine.get("GPU", 0) >= 1 for machine in machines):
+        return 1
+    if growth is None:
+        return 0
+    if growth.most("GPU") >= 1:
+        return 1
+    if not growth.is_known:
+        raise UserError(
+            "resources.gpus_per_trial: must be given here, 1 to train on GPUs or 0 on CPUs: this cluster starts its "
+            "machines on demand, and neither a machine that is up nor its launcher's file says whether they have GPUs"
+        )
+    return 0
 
 
 def _room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
@@ -59,7 +90,7 @@ def _room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
     by_cpu = math.floor(machine.get("CPU", 0) / cpus + 1e-6)
     if not gpus:
         return by_cpu
-    per_gpu = math.floor(1 / gpus + 1e-6) if gpus < 1 else 1 / gpus  # parts of one trial never lie on two GPUs
+    per_gpu = math.floor(1 / gpus + 1e-6)  # parts of one trial never lie on two GPUs
     return min(by_cpu, math.floor(machine.get("GPU", 0) * per_gpu + 1e-6))
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
-from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
+from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, trials_at_once
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
@@ -105,7 +105,7 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console), ending_on_signals(folder):
-        resources = check_cluster(config.resources, config.search.max_concurrent_trials)
+        resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
         check_shared(folder, config.storage)
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
@@ -155,7 +155,8 @@ def _say(console: Console | None, text: str) -> None:
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     if is_complete(config, folder):
         return
-    board = Board(config.name, config.champion, num_planned(config))
+    num_trials = num_planned(config)
+    board = Board(config.name, config.champion, num_trials)
     known = trials_asked_for(config, folder)
     fill_board(board, folder.base(), known)
     display = Display(board, console, leaderboard_file(config.name))
@@ -164,14 +165,17 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         config,
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
-        at_once=resources.at_once,
+        at_once=lambda: trials_at_once(
+            config.resources, resources.cpus, resources.gpus, config.search.max_concurrent_trials, num_trials
+        ),
         changed=board.put,
         to_avoid=machines.to_avoid,
         is_over=lambda: machines.none_left,
     )
     scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
+    # The searcher says how many run; without this, Tune would let workers start up one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
     with display.shown():
         tune.run(
             SweepTrial,
