@@ -65,7 +65,7 @@ def run_sweep(
     for warning in plan.warnings:
         _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
-    with folder.lock():
+    with folder.lock(say=lambda text: _say(console, text)):
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, ending="trial.json")
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from sweeps.ledger.lease import LEASE_FILE, FilePlace, Lease, Place
 from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
 from training.errors import UserError
 from training.files import write_json, write_whole
@@ -165,23 +166,32 @@ class RunFolder:
         return claims
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run alone; the kernel lets go of it when the holder dies, however it dies.
+    def lock(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Hold the run alone, on this machine and on all that see it; the dead let go of it, however they died.
+
+        Args:
+            say: told when another machine's driver must first be watched for a sign of life.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or has taken it over.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
-        holder_file = self.dir / ".lock.holder"
         lock = FileLock(self.dir / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
+            holder_file = self.dir / ".lock.holder"
             holder = holder_file.read_text(encoding="utf-8") if holder_file.is_file() else "another process"
             raise UserError(f"{self.dir}: is being run already, by {holder}") from None
         try:
-            write_whole(holder_file, f"process {os.getpid()} on {socket.gethostname()}")
-            yield
+            write_whole(self.dir / ".lock.holder", f"process {os.getpid()} on {socket.gethostname()}")
+            with Lease(self.lease_place, str(self.dir), say=say).held():
+                yield
         finally:
-            holder_file.unlink(missing_ok=True)
+            (self.dir / ".lock.holder").unlink(missing_ok=True)
             lock.release()
+
+    @property
+    def lease_place(self) -> Place:
+        """Where all machines look for who runs it."""
+        return FilePlace(self.dir / LEASE_FILE)

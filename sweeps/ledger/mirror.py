@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock
 
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.lease import Place, StoragePlace
 from sweeps.ledger.records import TrialRecord
 from sweeps.ledger.storage import Storage, is_hidden, matches
 from training.files import sha256_of, whole_folder, write_whole
@@ -129,6 +130,11 @@ class MirroredRunFolder(RunFolder):
         super().drop_training_state(trial)
         names = self.storage.names(self.relative(self.trial_dir(trial)))
         self.storage.remove(*(name for name in names if PurePosixPath(name).name == STATE_FILE))
+
+    @property
+    def lease_place(self) -> Place:
+        """In the storage: the folder is this machine's alone."""
+        return StoragePlace(self.storage)
 
     # --- units
 
