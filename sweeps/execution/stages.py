@@ -16,6 +16,7 @@ from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
 from evaluation.references import embed_references
 from sweeps.config import SweepConfig, class_images_needed
+from sweeps.execution.same_models import check_same_models
 from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
@@ -145,6 +146,7 @@ def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -
         UserError: from `render_best`.
     """
     folder = open_run(run_dir, storage)
+    check_same_models(folder, job.base_model)
     folder.pull(folder.trials_dir, ending="trial.json")
     for row in job.best:
         if row.checkpoint is not None:

@@ -22,6 +22,7 @@ from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import keep_traceback
 from sweeps.execution.machines import elsewhere, this_machine
+from sweeps.execution.same_models import check_same_models
 from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_name
@@ -157,6 +158,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _score_next(self) -> None:
         if self._points is None:
             use_threads(self._task.cpus)
+            check_same_models(self._folder, self._task.scoring.base_model, self._task.scoring.evaluation)
             self._points = self._unscored_checkpoints()
         checkpoint = next(self._points)
         scored = score_checkpoint(self._task.scoring, self._folder, self._record.trial, checkpoint, self._device)

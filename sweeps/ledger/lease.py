@@ -283,7 +283,7 @@ class Lease:
             thread.join()
             if self.taken_by is not None:
                 raise UserError(
-                    f"{self._what}: has been taken over by {self.taken_by}, which saw no sign of life from this process "
+                    f"{self._what}: has been taken over by {self.taken_by}, which saw no sign of life here "
                     f"for {self._timing.dead_after:g} s; it goes on there"
                 )
             if self._has_failed:
