@@ -6,11 +6,13 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.config import ResourcesConfig
+from evaluation.config import LOCAL_DIR
+from sweeps.config import ResourcesConfig, SweepConfig
 from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
@@ -102,8 +104,23 @@ def _refusal(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) 
     return f"resources: a trial needs {cpus:g} CPU and {gpus:g} GPU on one machine, and no machine has both"
 
 
-def check_shared(folder: RunFolder, storage: str | None) -> None:
-    """Refuse a run folder, or a storage in its place, that some machine of the cluster does not see.
+def local_models(config: SweepConfig) -> dict[str, str]:
+    """Models that lie on this machine's disk and are too large to be sent: their place in the sweep file and path."""
+    clip = config.evaluation.clip
+    named = {
+        "base_model": config.base_model,
+        "evaluation.face.encoder": config.evaluation.face.encoder,
+        "evaluation.clip.model": clip.model.removeprefix(LOCAL_DIR) if clip.model.startswith(LOCAL_DIR) else "",
+        "evaluation.clip.pretrained": clip.pretrained or "",
+        "render.controlnet": config.render.controlnet if config.render and config.render.references else "",
+    }
+    return {place: path for place, path in named.items() if Path(path).is_absolute() and Path(path).exists()}
+
+
+def check_shared(folder: RunFolder, storage: str | None, models: Mapping[str, str]) -> None:
+    """Refuse a run folder, a storage in its place, or a model, that some machine of the cluster does not see.
+
+    Machines that join later are asked by `same_models`.
 
     Raises:
         UserError: names the machines, or says why the storage cannot be written.
@@ -112,15 +129,15 @@ def check_shared(folder: RunFolder, storage: str | None) -> None:
     if len(nodes) < 2 and storage is None:
         return
     text = uuid.uuid4().hex
-    probe = folder.dir / f"probe-{text}"
+    probe = folder.dir / f"probe-{text}.txt"
     probe.write_text(text)
-    read = ray.remote(num_cpus=0, max_retries=0)(_read_probe)
+    look = ray.remote(num_cpus=0, max_retries=0)(_look_around)
     try:
         folder.push(probe)
         answers = ray.get(
             [
-                read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(folder.dir), storage, probe.name
+                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(folder.dir), storage, probe.name, models
                 )
                 for node in nodes
             ]
@@ -130,21 +147,31 @@ def check_shared(folder: RunFolder, storage: str | None) -> None:
     finally:
         probe.unlink(missing_ok=True)
     folder.push(probe)  # which takes it away there too
-    blind = [node["NodeManagerAddress"] for node, answer in zip(nodes, answers, strict=True) if answer != text]
+    found = list(zip(nodes, answers, strict=True))
+    blind = [node["NodeManagerAddress"] for node, (read, _) in found if read != text]
     if blind:
         place = folder.dir if storage is None else storage
         raise UserError(
             f"{place}: must be seen by every machine of the cluster, and {', '.join(blind)} does not see it"
         )
+    _check_models(models, {n["NodeManagerAddress"]: lacks for n, (_, lacks) in found if n["Resources"].get("CPU", 0)})
 
 
-def _read_probe(run_dir: str, storage: str | None, name: str) -> str | None:
+def _check_models(models: Mapping[str, str], lacking: Mapping[str, Sequence[str]]) -> None:
+    for place, path in models.items():
+        machines = [machine for machine, places in lacking.items() if place in places]
+        if machines:
+            raise UserError(
+                f"{place}: must lie on every machine that trains, and {', '.join(machines)} does not have {path}; copy "
+                "it there, or put it where all machines see it"
+            )
+
+
+def _look_around(run_dir: str, storage: str | None, name: str, models: Mapping[str, str]) -> tuple[str, list[str]]:
+    """What the probe says on this machine, and the places of the models that are not on it."""
     folder = open_run(run_dir, storage)
     folder.pull(folder.dir / name)
     file = folder.dir / name
-    if not file.is_file():
-        return None
-    text = file.read_text()
-    if storage is not None:
-        file.unlink(missing_ok=True)
-    return text
+    text = file.read_text() if file.is_file() else ""
+    folder.forget(file)
+    return text, [place for place, path in models.items() if not Path(path).exists()]

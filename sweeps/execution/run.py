@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -18,7 +19,8 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
-from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, trials_at_once
+from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
+from sweeps.execution.controls import send_controls
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
@@ -106,7 +108,7 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console), ending_on_signals(folder):
         resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
-        check_shared(folder, config.storage)
+        check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
         _prepare(config, folder, resources, console)
@@ -121,9 +123,10 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     for remark in prepare_subject(config.subject, config.evaluation.face, folder):
         _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
+    asked = replace(Preparation.of(config, folder, resources.device), render=send_controls(config.render, folder))
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
-        for stage in task.remote(Preparation.of(config, folder, resources.device)):
+        for stage in task.remote(asked):
             _say(console, ray.get(stage))
     except RayTaskError as error:
         raise error.cause from None if isinstance(error.cause, UserError) else error
@@ -136,6 +139,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
     if job is None:
         return
     _say(console, "rendering the best trials")
+    job = replace(job, render=send_controls(job.render, folder) or job.render)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(
         render_where_trials_run
     )

@@ -26,6 +26,7 @@ def check_same_models(folder: RunFolder, base_model: str, judges: EvaluationConf
         UserError: one is missing or another one; names the machine.
     """
     folder.pull(folder.identity_file)
+    check_seen(folder)
     claims = folder.identity()
     with _naming_this_machine():
         _compare(claims, "base_model", base_model, base_model_fingerprint(base_model))
@@ -34,6 +35,19 @@ def check_same_models(folder: RunFolder, base_model: str, judges: EvaluationConf
             _compare(claims, "face_encoder", judges.face.encoder, encoder.name)
             check_clip(judges.clip)
             _compare(claims, "clip_model", judges.clip.model, clip_name(judges.clip))
+
+
+def check_seen(folder: RunFolder) -> None:
+    """Refuse a machine that does not have the driver's run folder, which one that joined later may not.
+
+    Raises:
+        UserError: names machine and folder.
+    """
+    if not folder.identity_file.is_file():
+        raise UserError(
+            f"{folder.dir}: must be seen by every machine of the cluster, and machine {this_machine()['machine']} does "
+            "not see it; mount it there, or name a storage in the sweep file"
+        )
 
 
 def _compare(claims: dict[str, str], part: str, asked: str, found: str) -> None:

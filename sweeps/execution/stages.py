@@ -16,7 +16,7 @@ from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
 from evaluation.references import embed_references
 from sweeps.config import SweepConfig, class_images_needed
-from sweeps.execution.same_models import check_same_models
+from sweeps.execution.same_models import check_same_models, check_seen
 from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
@@ -98,7 +98,8 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
     """
     folder = open_run(asked.run_dir, asked.storage)
     shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
-    folder.pull(*shared)
+    folder.pull(*shared, folder.controls_dir)
+    check_seen(folder)
     use_threads(asked.cpus)
     base_model, device, clip = asked.scoring.base_model, asked.device, asked.scoring.evaluation.clip
     folder.claim("device", device)  # pictures are made in half precision on a GPU
@@ -147,6 +148,7 @@ def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -
     """
     folder = open_run(run_dir, storage)
     check_same_models(folder, job.base_model)
+    folder.pull(folder.controls_dir)
     folder.pull(folder.trials_dir, ending="trial.json")
     for row in job.best:
         if row.checkpoint is not None:

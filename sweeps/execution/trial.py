@@ -22,7 +22,7 @@ from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import keep_traceback
 from sweeps.execution.machines import elsewhere, this_machine
-from sweeps.execution.same_models import check_same_models
+from sweeps.execution.same_models import check_same_models, check_seen
 from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_name
@@ -91,6 +91,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
         self._folder.pull(self._folder.trial_dir(config["trial"]), without=("images-*",))
         self._device = "cuda" if self._task.gpus else "cpu"
+        self._folder.pull(self._folder.identity_file)
+        check_seen(self._folder)
         record = self._folder.read(config["trial"])
         assert record is not None, "the searcher writes a trial before Ray starts it"
         self._record = record

@@ -38,6 +38,7 @@ class RunFolder:
         self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
         self.trials_dir = self.dir / "trials"
         self.results_csv = self.dir / "results.csv"
+        self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
         self.report_html = self.dir / "report.html"
         self.export_dir = self.dir / "export"
@@ -142,6 +143,9 @@ class RunFolder:
             ending: only files whose name ends so.
             without: not what lies in a file or folder of such a name (`checkpoint-*`).
         """
+
+    def forget(self, part: Path) -> None:
+        """Take this machine's copy of a file away: nothing to do, there is one for all."""
 
     def claim(self, part: str, key: str) -> None:
         """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.

@@ -88,6 +88,7 @@ class MirroredRunFolder(RunFolder):
         for part in parts:
             if not part.exists() and _is_alone(self.relative(part)):
                 self.storage.remove(self.relative(part))
+                self.forget(part)
             files = self._files_here(part)
             # The newest checkpoint is whole there before an older one loses the state to go on with.
             for unit in sorted(_units_of(files), key=_step_of, reverse=True):
@@ -109,6 +110,11 @@ class MirroredRunFolder(RunFolder):
         self._pull_files([name for name in wanted if _unit_of(name) is None])
         for unit in _units_of(wanted):
             self._pull_unit(unit, without)
+
+    def forget(self, part: Path) -> None:
+        """Take this machine's copy of a file away."""
+        part.unlink(missing_ok=True)
+        self._agreed_file(self.relative(part)).unlink(missing_ok=True)
 
     def write(self, record: TrialRecord) -> None:
         """Put the record in the ledger, here and there."""

@@ -5,6 +5,7 @@ pytest tests/sweeps/test_trial.py     about 20 seconds
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import socket
 from collections.abc import Callable
@@ -267,6 +268,18 @@ def test_a_machine_with_another_model_trains_nothing(
             assert (read(folder).status, read(folder).fault) == ("running", None)
         else:
             assert worker.step()["step"] == 2
+
+
+def test_a_machine_without_the_run_folder_is_named(folder: RunFolder, tmp_path: Path) -> None:
+    """One that joined later and mounts nothing there: which machine, which folder, what to do."""
+    elsewhere = RunFolder(tmp_path / "not mounted")
+    law = f"{elsewhere.dir}: must be seen by every machine .* machine {socket.gethostname()} does not see it"
+    with pytest.raises(UserError, match=law):
+        SweepTrial({"trial": trial_id(TRIAL), "task": dataclasses.replace(task_in(folder), run_dir=str(elsewhere.dir))})
+    config = load_sweep(folder.sweep_file)
+    with pytest.raises(UserError, match=law):
+        list(prepare_run(Preparation.of(config, elsewhere, "cpu")))
+    assert not elsewhere.dir.exists(), "nothing is made where the shared folder should be"
 
 
 def models_elsewhere(config: SweepConfig, to: Path, other: str | None) -> SweepConfig:
