@@ -80,16 +80,16 @@ class ResourcesConfig(_Section):
 
     cpus_per_trial: float = Field(default=1, gt=0)
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """A whole number, or a part of one GPU. Default: 1 where the cluster has a GPU, else 0."""
+    """1, or a part of one GPU, or 0. Default: 1 where the cluster has a GPU or will start machines with one, else 0."""
 
     autoscaling: bool = False
     """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _whole_or_part(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and value != int(value):
-            raise ValueError(f"must be a whole number of GPUs or a part of one, got {value}")
+    def _one_or_part(cls, value: float | None) -> float | None:
+        if value is not None and value > 1:
+            raise ValueError(f"a trial uses one GPU, or a part of one: must be 1 or less, got {value:g}")
         return value
 
 

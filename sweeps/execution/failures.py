@@ -21,8 +21,11 @@ FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 2
 def keep_traceback(folder: RunFolder, record: TrialRecord, text: str) -> None:
     """Add a failure to `trials/<trial>/traceback.txt`, with when and where it happened."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    with (folder.trial_dir(record.trial) / TRACEBACK_FILE).open("a", encoding="utf-8") as file:
+    path = folder.trial_dir(record.trial) / TRACEBACK_FILE
+    folder.pull(path)  # driver and workers add to it in turn
+    with path.open("a", encoding="utf-8") as file:
         file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{COLOURS.sub('', text).rstrip()}\n")
+    folder.push(path)
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -18,7 +19,8 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
-from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
+from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
+from sweeps.execution.controls import send_controls
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
@@ -67,11 +69,11 @@ def run_sweep(
     for warning in plan.warnings:
         _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
-    with folder.lock():
+    with folder.lock(say=lambda text: _say(console, text)):
         if remark := open_to_all(folder.dir):
             _say(console, f"mind: {remark}")
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
-        folder.pull(folder.trials_dir, without=STATE_FILE)
+        folder.pull(folder.trials_dir, ending="trial.json")
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
@@ -83,7 +85,11 @@ def run_sweep(
             with full_disk_explained(plan, folder):
                 _run_on_ray(config, folder, address, console)
         _write_sweep(config, folder)
-        folder.push(write_results_csv(folder.dir, read_results(folder.dir).rows))
+        folder.pull(folder.trials_dir, without=("checkpoint-*",))  # for the report, all pictures; of the weights,
+        results = read_results(folder.dir)
+        if (best := results.champion.row) is not None and best.checkpoint is not None:
+            folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
+        folder.push(write_results_csv(folder.dir, results.rows))
     return folder.dir
 
 
@@ -111,8 +117,8 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console), ending_on_signals(folder):
-        resources = check_cluster(config.resources, config.search.max_concurrent_trials)
-        check_shared(folder, config.storage)
+        resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
+        check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
         _prepare(config, folder, resources, console)
@@ -127,9 +133,10 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     for remark in prepare_subject(config.subject, config.evaluation.face, folder):
         _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
+    asked = replace(Preparation.of(config, folder, resources.device), render=send_controls(config.render, folder))
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
-        for stage in task.remote(Preparation.of(config, folder, resources.device)):
+        for stage in task.remote(asked):
             _say(console, ray.get(stage))
     except RayTaskError as error:
         raise error.cause from None if isinstance(error.cause, UserError) else error
@@ -142,6 +149,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
     if job is None:
         return
     _say(console, "rendering the best trials")
+    job = replace(job, render=send_controls(job.render, folder) or job.render)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(
         render_where_trials_run
     )
@@ -161,7 +169,8 @@ def _say(console: Console | None, text: str) -> None:
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     if is_complete(config, folder):
         return
-    board = Board(config.name, config.champion, num_planned(config))
+    num_trials = num_planned(config)
+    board = Board(config.name, config.champion, num_trials)
     known = trials_asked_for(config, folder)
     fill_board(board, folder.base(), known)
     display = Display(board, console, leaderboard_file(config.name))
@@ -170,14 +179,17 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         config,
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
-        at_once=resources.at_once,
+        at_once=lambda: trials_at_once(
+            config.resources, resources.cpus, resources.gpus, config.search.max_concurrent_trials, num_trials
+        ),
         changed=board.put,
         to_avoid=machines.to_avoid,
         is_over=lambda: machines.none_left,
     )
     scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
+    # The searcher says how many run; without this, Tune would let workers start up one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
     with display.shown():
         tune.run(
             SweepTrial,
