@@ -55,6 +55,9 @@ class _DiffusersConfig(_Config):
     """What would keep diffusers from making a module of it."""
 
     class_name: str = Field(alias="_class_name", default="")
+    diffusers_version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*(\.?dev\d+|\.?rc\d+)?$")] = Field(
+        alias="_diffusers_version", default="0.0.0"
+    )
     quantization_config: None = None
 
     dtype: Any = None
@@ -97,6 +100,10 @@ class UNetConfig(_DiffusersConfig):
     class_embed_type: None = None
     num_class_embeds: None = None
     addition_embed_type: None = None
+    class_embeddings_concat: Literal[False] = False
+    reverse_transformer_layers_per_block: None = None
+    mid_block_only_cross_attention: Literal[False] | None = None
+    cross_attention_norm: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
     time_cond_proj_dim: None = None

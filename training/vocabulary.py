@@ -64,7 +64,7 @@ class _TokenizerConfig(BaseModel):
     unk_token: str | _AddedToken | None = None
     additional_special_tokens: list[str | _AddedToken] | None = None
     extra_special_tokens: list[str | _AddedToken] | dict[str, str | _AddedToken] | None = None
-    added_tokens_decoder: dict[int, _Token] | None = None
+    added_tokens_decoder: dict[int, _Token] = {}
     fast_tokenizer_files: list[str] = Field(default=[], max_length=0)
     chat_template: str | None = None
 
@@ -217,7 +217,7 @@ def _read_config(file: Path) -> _TokenizerConfig:
 
 def _added_tokens(folder: Path, config: _TokenizerConfig) -> dict[str, int]:
     """Tokens that were added to the vocabulary, as older tokenizers saved them."""
-    if config.added_tokens_decoder is not None:
+    if "added_tokens_decoder" in config.model_fields_set:
         return {token.content: number for number, token in config.added_tokens_decoder.items()}
     file = folder / "added_tokens.json"
     try:
@@ -229,7 +229,9 @@ def _added_tokens(folder: Path, config: _TokenizerConfig) -> dict[str, int]:
 def _special_tokens(folder: Path, config: _TokenizerConfig) -> dict[str, str]:
     tokens = {name: _text(getattr(config, name)) for name in SPECIAL_TOKENS}
     file = folder / "special_tokens_map.json"
-    if config.added_tokens_decoder is None and file.is_file():  # transformers reads it in that case alone
+    if (
+        "added_tokens_decoder" not in config.model_fields_set and file.is_file()
+    ):  # transformers reads it in that case alone
         try:
             named = _SpecialTokensMap.model_validate(read_json(file))
         except ValidationError:

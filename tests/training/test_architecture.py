@@ -24,7 +24,7 @@ from training.architecture import (
 )
 from training.weights import count
 
-NO_ARGUMENTS = {"class_name", "quantization_config", "dtype"}
+NO_ARGUMENTS = {"class_name", "diffusers_version", "quantization_config", "dtype"}
 """Fields of the file that are none of the module's."""
 
 UNETS = {
