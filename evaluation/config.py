@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from training.canonical import added_in
 from training.paths import ConfigPath, NameOrPath, resolve
 
 LOCAL_DIR = "local-dir:"
@@ -46,6 +47,8 @@ class EvaluationConfig(_Section):
     """The pictures every checkpoint makes and how they are scored; the same for all trials of a sweep."""
 
     prompts: list[str] = Field(min_length=1)
+    prompts_without_token: Literal["refuse", "allow"] = Field(default="refuse", json_schema_extra=added_in("0.2.0"))
+    """`allow`: some prompts are about the class and not the person. Their pictures count all the same."""
     negative_prompt: str = ""
     images_per_prompt: int = Field(default=4, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)

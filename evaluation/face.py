@@ -90,7 +90,6 @@ def largest_first(faces: Sequence[Face], size: tuple[int, int]) -> list[Face]:
     return sorted(faces, key=key)
 
 
-def largest_box(encoder: FaceEncoder, image: Image.Image) -> Box | None:
-    """Box of the largest face in pixels, None where there is no face."""
-    faces = encoder.find_faces([image])[0]
-    return faces[0].box if faces else None
+def face_boxes(encoder: FaceEncoder, image: Image.Image) -> list[Box]:
+    """Boxes of the picture's faces in pixels, largest first."""
+    return [face.box for face in encoder.find_faces([image])[0]]

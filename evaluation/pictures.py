@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from training.names import shown
+
 GRID_GAP = 8
 GRID_FONT_SIZE = 15
 GRID_LABEL_LINES = 3
@@ -42,7 +44,7 @@ def grid(
 
     font = ImageFont.load_default(GRID_FONT_SIZE)
     line_height = GRID_FONT_SIZE + 4
-    label_width = min(GRID_ROW_LABEL_WIDTH, max(int(font.getlength(label)) + 1 for label in row_labels))
+    label_width = min(GRID_ROW_LABEL_WIDTH, max(int(font.getlength(shown(label))) + 1 for label in row_labels))
     left = label_width + 2 * GRID_GAP
     column_texts = [_wrap(label, font, width) for label, width in zip(column_labels, widths, strict=True)]
     top = GRID_GAP + line_height * max(len(text) for text in column_texts)
@@ -77,16 +79,16 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     """Text broken into lines at most `width` pixels long; what does not fit ends in an ellipsis."""
     lines = lines or GRID_LABEL_LINES
     wrapped = [""]
-    for word in text.split():
+    for word in map(shown, text.split()):  # fonts know neither escape sequences nor lone surrogates
         joined = f"{wrapped[-1]} {word}".strip()
         if wrapped[-1] and font.getlength(joined) > width:
             wrapped.append(word)
         else:
             wrapped[-1] = joined
-    shown = wrapped[:lines]
+    fitting = wrapped[:lines]
     if len(wrapped) > lines:
-        shown[-1] += " ..."
-    return [_shorten(line, font, width) for line in shown]
+        fitting[-1] += " ..."
+    return [_shorten(line, font, width) for line in fitting]
 
 
 def _shorten(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

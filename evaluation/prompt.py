@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from evaluation.checks import check_clip, weights_in
 from evaluation.config import HF_HUB, LOCAL_DIR, ClipConfig
 from training.errors import UserError
 from training.files import sha256_of
+from training.reading import TextReader
 
 IMAGE_BATCH_SIZE = 16
+LONG_CONTEXT = 8
+"""Times the model's own context: room for any prompt, to see whether it was cut."""
 
 
 def prompt_alignment(
@@ -52,9 +56,12 @@ class ClipScorer:
         preprocess: Callable[[Image.Image], torch.Tensor],
         tokenizer: Callable[[list[str]], torch.Tensor],
         device: torch.device,
+        reader: TextReader,
     ) -> None:
         self.name = name
         """Model and weights in words; equal names mean comparable alignments."""
+        self.reader = reader
+        """How much of a prompt the model reads."""
         self._model = model
         self._preprocess = preprocess
         self._tokenizer = tokenizer
@@ -65,6 +72,7 @@ class ClipScorer:
         """Raw cosine of each picture with its own prompt, in [-1, 1]; higher fits better.
 
         Raises:
+            UserError: a prompt is longer than what the model reads.
             ValueError: not one prompt a picture.
         """
         if len(images) != len(prompts):
@@ -86,6 +94,8 @@ class ClipScorer:
     def _embed_text(self, prompt: str) -> Float[np.ndarray, " d"]:
         """Embedding [d] of a prompt, computed once: a sweep scores thousands of pictures of a few prompts."""
         if prompt not in self._text_embeddings:
+            if refusal := self.reader.refusal(prompt):
+                raise UserError(f"prompt {prompt!r}: {refusal}")
             tokens = self._tokenizer([prompt]).to(self._device)
             self._text_embeddings[prompt] = self._model.encode_text(tokens)[0].float().cpu().numpy()  # type: ignore[operator]
         return self._text_embeddings[prompt]
@@ -143,7 +153,19 @@ def _load_clip(config: ClipConfig, device: str) -> ClipScorer:
         ) from error
     model.eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(config.model)
-    return ClipScorer(_clip_name(config), model, preprocess, tokenizer, torch.device(device))
+    return ClipScorer(
+        _clip_name(config), model, preprocess, tokenizer, torch.device(device), _reader_of(tokenizer, config)
+    )
+
+
+def _reader_of(tokenizer: Any, config: ClipConfig) -> TextReader:
+    """By any of open_clip's tokenizers: a text was cut if with more room it begins otherwise."""
+    limit: int = tokenizer.context_length
+
+    def reads_whole(text: str) -> bool:
+        return bool((tokenizer([text])[0] == tokenizer([text], LONG_CONTEXT * limit)[0][:limit]).all())
+
+    return TextReader(f"the CLIP model {config.model}", limit, reads_whole)
 
 
 def _clip_name(config: ClipConfig) -> str:

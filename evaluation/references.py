@@ -6,6 +6,7 @@ Needs no torch: whoever has an encoder can embed, and whoever has the file can c
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from evaluation.face import Embedding, FaceEncoder, mean_embedding
+from evaluation.scores import ReferencePhotos
 from training.errors import UserError
 from training.files import whole_file
+from training.names import listed, name_text
 from training.pictures import pixel_digest, read_picture
+
+STRANGER_ANGLE = 2.5
+"""How many times further from the mean of the others than the others are a face is before it is called a stranger's.
+
+Angles, not cosines: encoders differ in scale (two people are 80 degrees apart with one, 25 with another), and the ratio
+of angles is nearly the same for all. `docs/log.md` has what it finds and what it misses."""
+SAME_ANGLE = 8.0
+"""Degrees. Photos of one minute agree to less than any two days do: no less is taken for what is usual."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,21 @@ class References:
         others = [e for e, d in zip(self.embeddings, self.digests, strict=True) if d != digest]
         return mean_embedding(others) if 0 < len(others) < len(self.digests) else None
 
+    @property
+    def likely_strangers(self) -> tuple[str, ...]:
+        """Photos of `used` whose face disagrees with the others', see `disagreeing`. They stay in the mean."""
+        return tuple(self.used[i] for i in disagreeing(self.embeddings))
+
+    @property
+    def summary(self) -> ReferencePhotos:
+        """What the photos are, without anything about the face itself."""
+        return ReferencePhotos(
+            num_used=len(self.used),
+            without_face=self.without_face,
+            several_faces=self.several_faces,
+            likely_strangers=self.likely_strangers,
+        )
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
         about = {
@@ -82,6 +108,38 @@ class References:
         return cls(face_encoder=encoder, embeddings=embeddings, **{key: tuple(names) for key, names in about.items()})
 
 
+def disagreeing(embeddings: Float[np.ndarray, "n d"]) -> tuple[int, ...]:
+    """Which of n unit-norm faces [n, d] are likely somebody else's, in order.
+
+    Leave-one-out: the face that is least like the mean of the others is compared with how alike those are among
+    themselves (the median of each one's angle to the mean of the rest of them), and taken out if it is
+    `STRANGER_ANGLE` times further away; then the next. So two photos of one stranger do not hide each other. Fewer
+    than half are ever taken out, and of two photos none: there is no telling which of them is the person.
+    """
+    remaining = list(range(len(embeddings)))
+    strangers: list[int] = []
+    while len(remaining) >= 3 and 2 * (len(strangers) + 1) < len(embeddings):
+        angles = _angles_to_the_others(embeddings[remaining])
+        suspect = remaining[int(angles.argmax())]
+        others = [i for i in remaining if i != suspect]
+        usual = max(float(np.median(_angles_to_the_others(embeddings[others]))), SAME_ANGLE)
+        if angles.max() <= STRANGER_ANGLE * usual:
+            break
+        strangers.append(suspect)
+        remaining = others
+    return tuple(sorted(strangers))
+
+
+def _angles_to_the_others(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Degrees between each of n faces and the mean of the others; 90 where the others cancel out."""
+    faces = embeddings.astype(np.float64)
+    others = faces.sum(axis=0) - faces
+    lengths = np.linalg.norm(others, axis=1)
+    cosines = np.divide((faces * others).sum(axis=1), lengths, out=np.zeros(len(faces)), where=lengths > 1e-9)
+    angles: np.ndarray = np.degrees(np.arccos(cosines.clip(-1, 1)))
+    return angles
+
+
 def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References:
     """Embed reference photos, one at a time. Photos without a face are left out of the mean and listed.
 
@@ -89,19 +147,19 @@ def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References
         UserError: no photo has a face, or one is not a readable picture; names the photos.
     """
     embeddings, used, digests, without_face, several_faces = [], [], [], [], []
-    for path in photos:
+    for path, name in zip(photos, _names(photos), strict=True):
         image = read_picture(path)
         faces = encoder.find_faces([image])[0]
         if not faces:
-            without_face.append(path.name)
+            without_face.append(name)
             continue
         embeddings.append(faces[0].embedding)
-        used.append(path.name)
+        used.append(name)
         digests.append(pixel_digest(image))
         if len(faces) > 1:
-            several_faces.append(path.name)
+            several_faces.append(name)
     if not used:
-        raise UserError(f"photos: need 1 or more with a face, got 0 of {len(photos)} ({', '.join(without_face[:10])})")
+        raise UserError(f"photos: need 1 or more with a face, got 0 of {len(photos)} ({listed(without_face)})")
     return References(
         face_encoder=encoder.name,
         embeddings=np.stack(embeddings),
@@ -110,3 +168,10 @@ def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References
         without_face=tuple(without_face),
         several_faces=tuple(several_faces),
     )
+
+
+def _names(photos: Sequence[Path]) -> list[str]:
+    """The photos' names as text, with their folders where they lie in several."""
+    folders = {path.parent for path in photos}
+    root = Path(os.path.commonpath(folders)) if len(folders) > 1 else None
+    return [name_text(path.relative_to(root).as_posix() if root else path.name) for path in photos]

@@ -26,6 +26,7 @@ from evaluation.generate import run_pipeline, starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
 from training.errors import UserError
+from training.names import name_text, shown
 from training.pictures import read_picture
 
 SIZE_MULTIPLE = 8
@@ -40,7 +41,7 @@ class Render:
     """One reference picture, what the ControlNet sees of it, and what the checkpoint makes of that."""
 
     reference: str
-    """What tells it from the other references: its file's name, or more of its path."""
+    """What tells it from the other references, as text: its file's name, or more of its path."""
     reference_image: Image.Image
     condition: Image.Image
     image: Image.Image
@@ -69,7 +70,7 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
         condition = condition_image(reference, config)
         (image,) = run_pipeline(
             renderer,
-            place=f"reference {path.name}",
+            place=f"reference {shown(path.name)}",
             prompt=config.prompt or prompt,
             negative_prompt=config.negative_prompt,
             image=condition,
@@ -80,7 +81,7 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
             guidance_scale=config.guidance_scale,
             controlnet_conditioning_scale=config.controlnet_conditioning_scale,
         )
-        renders.append(Render(label, reference, condition, image))
+        renders.append(Render(name_text(label), reference, condition, image))
     return renders
 
 

@@ -19,7 +19,8 @@ from evaluation.rare_token import RARE_WORD, without_rare_token
 from evaluation.references import References, embed_references
 from evaluation.scores import ImageScore, Score
 from training.errors import UserError
-from training.pictures import find_photos, find_pictures, read_picture
+from training.names import name_text, shown
+from training.pictures import look_into, read_picture
 
 if TYPE_CHECKING:
     from evaluation.prompt import ClipScorer
@@ -103,6 +104,8 @@ def score_images(
         face_encoder=face_encoder.name,
         clip=clip.name if clip else None,
         images=tuple(scores),
+        references=references.summary,
+        remarks=tuple(references.summary.remarks()),
     )
 
 
@@ -120,7 +123,7 @@ def score_folder(
     itself says how alike real photos of the person are.
 
     Args:
-        images_dir: Folder of jpg, png and webp pictures.
+        images_dir: Folder of pictures. What is not scored in it is named in the result.
         photos: Folder (kohya's subfolders are read too) or files of the person.
         face_encoder: Finds and embeds the faces.
         prompts: Text file of prompts; needs `clip`.
@@ -130,18 +133,27 @@ def score_folder(
     Raises:
         UserError: no pictures, a broken one, no face in any photo, or prompts that do not fit the pictures.
     """
-    paths = find_pictures(images_dir)
+    found = look_into(images_dir)
+    paths = found.pictures
+    if not paths:
+        raise UserError(f"pictures: need 1 or more to score, got 0 in {shown(images_dir)}")
     texts: Sequence[str | None] = [None] * len(paths)
     if prompts is not None:
         if clip is None:
-            raise UserError(f"prompts: {prompts} needs a CLIP model to be scored by")
+            raise UserError(f"prompts: {shown(prompts)} needs a CLIP model to be scored by")
         texts = read_prompts(prompts, [path.name for path in paths])
-    references = embed_references(find_photos(photos) if isinstance(photos, Path) else photos, face_encoder)
+    about_photos: list[str] = []
+    if isinstance(photos, Path):
+        folder = look_into(photos, kohya=True)
+        photos, about_photos = folder.pictures, folder.remarks()
+    references = embed_references(photos, face_encoder)
     pictures = (
-        PictureFile(path.name, read_picture(path), text, _generated_seed(path.name))
+        PictureFile(name_text(path.name), read_picture(path), text, _generated_seed(path.name))
         for path, text in zip(paths, texts, strict=True)
     )
-    return score_images(pictures, references, face_encoder, clip if prompts is not None else None, rare_token)
+    score = score_images(pictures, references, face_encoder, clip if prompts is not None else None, rare_token)
+    remarks = (*found.remarks(), *about_photos, *score.remarks)
+    return score.model_copy(update={"passed_over": found.passed_over, "remarks": tuple(dict.fromkeys(remarks))})
 
 
 def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
@@ -156,7 +168,7 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {file} cannot be read as text ({error})") from error
+        raise UserError(f"prompts: {shown(file)} cannot be read as text ({error})") from error
     if len(lines) == 1:
         return lines * len(names)
     generated = [GENERATED_FILE.fullmatch(name) for name in names]
@@ -168,7 +180,7 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     wanted = f"1 line or {len(names)} (a line a picture)"
     if len(indices) == len(names):
         wanted = f"1 line or {max(indices) + 1} and more (a line a prompt)"
-    raise UserError(f"prompts: need {wanted} in {file}, got {len(lines)}")
+    raise UserError(f"prompts: need {wanted} in {shown(file)}, got {len(lines)}")
 
 
 def _score_batch(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from training.names import listed
+
 EVALUATOR_VERSION = "1"
 """Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
 
@@ -49,6 +51,33 @@ class ImageScore(_Record):
         return NO_FACE_SIMILARITY if self.face_similarity is None else self.face_similarity
 
 
+class ReferencePhotos(_Record):
+    """What was found in the photos that pictures are compared with. Names are relative to their folder."""
+
+    num_used: int = Field(ge=1)
+    """Photos with a face: the mean is theirs."""
+    without_face: tuple[str, ...] = ()
+    """Left out of the mean."""
+    several_faces: tuple[str, ...] = ()
+    """The largest face was taken."""
+    likely_strangers: tuple[str, ...] = ()
+    """Photos whose face disagrees with the others'; they are in the mean all the same."""
+
+    def remarks(self) -> list[str]:
+        """What the user should know of them, in sentences."""
+        remarks = []
+        if self.without_face:
+            remarks.append(f"reference photos without a face, left out of the mean: {listed(self.without_face)}")
+        if self.several_faces:
+            remarks.append(f"reference photos with several faces, the largest counts: {listed(self.several_faces)}")
+        if self.likely_strangers:
+            remarks.append(
+                f"reference photos whose face is unlike the others', likely somebody else's: "
+                f"{listed(self.likely_strangers)}; they are in the mean: take them out if so"
+            )
+        return remarks
+
+
 class Score(_Record):
     """The scores of a set of pictures."""
 
@@ -63,3 +92,8 @@ class Score(_Record):
     """Weights and crop: scores of different encoders are not comparable."""
     clip: str | None = None
     images: tuple[ImageScore, ...]
+    references: ReferencePhotos | None = None
+    passed_over: tuple[str, ...] = ()
+    """Files and subfolders of a scored folder that were not looked at."""
+    remarks: tuple[str, ...] = ()
+    """What else the user should know, in sentences."""

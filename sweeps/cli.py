@@ -7,6 +7,7 @@ Torch, Ray and diffusers are imported inside the verbs, so that `--help`, `check
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from sweeps.wording import earlier_text, failure_text, learning_rate_text
 from training.errors import UserError
+from training.names import shown
 
 if TYPE_CHECKING:
     from evaluation.scores import Score
@@ -76,14 +80,29 @@ def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where t
 def check(
     sweep: SweepFile,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Replace a value.")] = None,
+    faces: Annotated[
+        bool, typer.Option("--faces", help="Look for the faces in the photos too: loads the face encoder.")
+    ] = False,
 ) -> None:
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
+    from sweeps.photo_remarks import look_for_faces, remarks_on_folders
     from sweeps.plan import check_sweep
+    from sweeps.prompts import comments_in_texts
 
-    plan = check_sweep(load_sweep(sweep, overrides or []))
-    for line in plan.lines():
+    config = load_sweep(sweep, overrides or [])
+    plan = check_sweep(config)
+    for remark in remarks_on_folders(config.subject.photos, config.evaluation.face.references):
+        _complain(remark)
+    if faces:
+        from evaluation.face_encoders import load_face_encoder
+
+        for remark in look_for_faces(config, load_face_encoder(config.evaluation.face.encoder, "cpu")):
+            _complain(remark)
+    for line in [*plan.lines(), *(f"mind: {warning}" for warning in comments_in_texts(sweep))]:
         _say(line)
+    if not faces:
+        _say("faces     not looked for: `run` does it before the first trial, `check --faces` now")
 
 
 @app.command()
@@ -106,10 +125,14 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
     from sweeps.execution.machines import NoMachineLeft
     from sweeps.execution.run import run_sweep
     from sweeps.execution.session import SweepInterrupted
+    from sweeps.prompts import comments_in_texts
     from sweeps.report.page import write_report
 
+    config = load_sweep(sweep, overrides)
+    for warning in comments_in_texts(sweep):
+        _complain(f"mind: {warning}")
     try:
-        run_dir = run_sweep(load_sweep(sweep, overrides), out, address=address, console=Console(stderr=True))
+        run_dir = run_sweep(config, out, address=address, console=Console(stderr=True))
     except (SweepInterrupted, NoMachineLeft) as end:
         _complain(str(end))
         raise typer.Exit(1) from None
@@ -117,17 +140,28 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
     results = _read(run_dir)
     _print_leaderboard(results, top=10)
     _say(f"report    {report_path}")
+    missing = _what_is_missing(results)
+    if missing:
+        _complain(missing)
+        raise typer.Exit(1)
+    return run_dir
+
+
+def _what_is_missing(results: Results) -> str | None:
+    """What the sweep file asks for and the run did not come to have; None where all of it is there."""
+    from sweeps.renders import due_renders
+
     lost = [trial for trial in results.trials if trial.fault == "machine" and trial.trial not in results.earlier]
     if lost:
-        _complain(
+        return (
             f"{len(lost)} of the trials failed by no fault of their own ({lost[0].trial}: {lost[0].reason}); the same "
             "command tries them again, tracebacks are in trials/*/traceback.txt"
         )
-        raise typer.Exit(1)
     if not results.num_by_status.get("finished") and not results.num_by_status.get("stopped"):
-        _complain("no trial finished; the reasons are in the table and in trials/*/trial.json")
-        raise typer.Exit(1)
-    return run_dir
+        return "no trial finished; the reasons are in the table and in trials/*/trial.json"
+    if results.config is not None and due_renders(results.config, results.folder) is not None:
+        return f"the sweep asks for renders that are missing; repeat them with: dreamsweep render {results.run_dir}"
+    return None
 
 
 @app.command()
@@ -167,6 +201,8 @@ def score(
 
     judge = load_clip(parse_clip(clip)) if prompts else None
     scored = score_folder(images, photos, load_face_encoder(face), prompts, judge)
+    for remark in scored.remarks:
+        _complain(remark)
     if as_json:
         typer.echo(scored.model_dump_json(indent=1))
     else:
@@ -185,7 +221,7 @@ def render(
     from sweeps.renders import render_run
 
     with Console(stderr=True).status("loading") as status:
-        sheet = render_run(run, top, reference or [], progress=lambda name: status.update(f"rendering {name}"))
+        sheet = render_run(run, top, reference or [], progress=lambda name: status.update(Text(f"rendering {name}")))
     _say(f"sheet     {sheet}")
 
 
@@ -241,7 +277,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
     )
     for row in results.rows[:top]:
-        table.add_row(*_cells(row), style="dim" if row.is_base or row.earlier else None)
+        table.add_row(*map(Text, _cells(row)), style="dim" if row.is_base or row.earlier else None)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for trial in results.trials:
@@ -269,15 +305,17 @@ def _cells(row: Row) -> list[str]:
 
 
 def _print_score(scored: Score) -> None:
-    table = Table("file", "face similarity", *([] if scored.prompt_alignment is None else ["prompt alignment"]))
+    file = Column("file", overflow="fold")  # a cut name might be another picture's
+    table = Table(file, "face similarity", *([] if scored.prompt_alignment is None else ["prompt alignment"]))
     for image in scored.images:
         similarity = "no face" if image.face_similarity is None else f"{image.face_similarity:.3f}"
         alignment = [] if image.prompt_alignment is None else [f"{image.prompt_alignment:.3f}"]
-        table.add_row(image.file, similarity, *alignment)
-    Console().print(table)
+        table.add_row(Text(shown(image.file)), similarity, *alignment)  # not as markup: files are called a [1].png
+    longest = max(cell_len(shown(image.file)) for image in scored.images)
+    Console(width=None if sys.stdout.isatty() else longest + 80).print(table)
     _say(
-        f"face similarity {scored.face_similarity:.3f} by {scored.face_encoder}: mean of {scored.num_images} pictures, "
-        f"{scored.num_faces} with a face (a picture without one counts 0)"
+        f"face similarity {scored.face_similarity:.3f} by {shown(scored.face_encoder)}: "
+        f"mean of {scored.num_images} pictures, {scored.num_faces} with a face (a picture without one counts 0)"
     )
     if scored.prompt_alignment is not None:
         _say(f"prompt alignment {scored.prompt_alignment:.3f}: mean raw cosine")
@@ -287,15 +325,16 @@ def main() -> None:
     """Entry point of the `dreamsweep` command: exceptions become exit codes."""
     # On a machine without a GPU it warns of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _write_any_name()
     try:
         app()
     except UserError as error:
-        _complain(" ".join(str(error).split("\n")[:2]))
+        _complain(" ".join(map(shown, str(error).split("\n")[:2])))
         sys.exit(2)
     except OSError as error:
         if error.errno not in MENDED_BY_THE_USER:
             _fail(error)
-        place = f": {error.filename}" if error.filename else ""
+        place = f": {shown(str(error.filename))}" if error.filename else ""
         _complain(f"{error.strerror}{place}")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -303,6 +342,13 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:  # the program's outermost edge: nothing is swallowed, all of it is kept
         _fail(error)
+
+
+def _write_any_name() -> None:
+    """What the terminal's encoding lacks is written as an escape; a file's name shall not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from evaluation.config import EvaluationConfig, RenderConfig
+from evaluation.rare_token import guess_rare_token
 from sweeps.space import (
     Choices,
     MisplacedError,
@@ -197,12 +198,22 @@ def class_images_needed(config: SweepConfig) -> int:
 
 
 def rare_token(subject: SubjectConfig) -> str:
-    """The words that name the person, which no CLIP model knows."""
+    """The words that name the person, which no CLIP model knows.
+
+    Raises:
+        UserError: they are not given, and which they are is not certain.
+    """
     if subject.rare_token is not None:
         return subject.rare_token
-    class_words = (subject.class_prompt or "").split()
-    own_words = [word for word in subject.instance_prompt.split() if word not in class_words]
-    return " ".join(own_words) if class_words and own_words else "sks"
+    return guess_rare_token(subject.instance_prompt, subject.class_prompt)
+
+
+def trigger_words(subject: SubjectConfig) -> str:
+    """What calls the person: the rare token, or the whole instance prompt where an older run left it uncertain."""
+    try:
+        return rare_token(subject)
+    except UserError:
+        return subject.instance_prompt
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from evaluation.face_encoders import check_face_encoder
 from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.ledger.folder import RunFolder
+from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.base_model import check_base_model
@@ -73,6 +74,8 @@ class Plan:
     num_class_images: int
     """Pictures of the class prompt that the base model draws once for all trials."""
     disk_bytes: int
+    warnings: tuple[str, ...] = ()
+    """What works and is perhaps not what is meant, a line each."""
 
     def lines(self) -> list[str]:
         """The plan for people."""
@@ -87,6 +90,8 @@ class Plan:
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
             f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures (and base){once}",
             f"disk      about {bytes_text(self.disk_bytes)}",
+            *prompt_lines(config),
+            *(f"mind: {warning}" for warning in self.warnings),
         ]
 
 
@@ -105,7 +110,7 @@ def check_sweep(config: SweepConfig) -> Plan:
     check_clip(config.evaluation.clip, weights_present=False)
     if config.render is not None:
         check_render(config.render, weights_present=False)
-    return plan_of(config)
+    return replace(plan_of(config), warnings=check_prompts(config))
 
 
 def _check_references(folder: Path | None) -> None:

@@ -40,14 +40,14 @@ class SubjectConfig(_Section):
     """The person: photos, the words that name them, and how pictures are cut."""
 
     photos: ConfigPath
-    """Folder of 5-50 jpg, png or webp pictures of one person; a sidecar `.txt` beside a picture is its caption."""
+    """Folder of 5-50 jpg, png or webp pictures of one person; a `.txt` or `.caption` beside one is its caption."""
     instance_prompt: str = Field(min_length=1)
     """What a photo of the person is called, with the rare token: "a photo of sks woman"."""
     class_prompt: str | None = None
     """The same without the rare token: "a photo of a woman". Needed for prior preservation."""
     rare_token: str | None = None
-    """The word(s) that name the person. Default: the words of `instance_prompt` that `class_prompt` does not have,
-    or `sks` where there is no class prompt."""
+    """The word(s) of `instance_prompt` that name the person. Default: those that `class_prompt` does not have, where it
+    is certain which they are; without a class prompt a known placeholder such as `sks`."""
     resolution: int = Field(default=512, ge=8, multiple_of=8)
     """Side of the square training pictures in pixels."""
     crop: Literal["face", "center"] = "face"

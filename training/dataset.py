@@ -32,6 +32,7 @@ from training.class_images import make_class_images
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
+from training.names import name_text
 from training.photos import check_photos, crop_square, num_repeats, read_caption
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
@@ -79,23 +80,23 @@ class Dataset:
 
 
 def prepare_photos(
-    subject: SubjectConfig, out_dir: str | Path, find_face: Callable[[Image.Image], Box | None] | None = None
+    subject: SubjectConfig, out_dir: str | Path, find_faces: Callable[[Image.Image], Sequence[Box]] | None = None
 ) -> None:
     """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
 
     Args:
         subject: photos and how to cut them.
         out_dir: the dataset folder.
-        find_face: gives the box of the face that counts in a picture, or None. Without it, or with `crop: center`,
-            squares are cut from the centre.
+        find_faces: gives the boxes of the faces in a picture, the one that counts first. Without it, or with
+            `crop: center`, squares are cut from the centre.
 
     Raises:
         UserError: from `check_photos`.
     """
     out_dir = Path(out_dir)
     if subject.crop == "center":
-        find_face = None
-    key = _photos_key(subject, with_faces=find_face is not None)
+        find_faces = None
+    key = _photos_key(subject, with_faces=find_faces is not None)
     if _read_record(out_dir).get("key") == key and all(file.is_file() for file in _prepared_files(out_dir)):
         return
     photos = check_photos(subject)
@@ -105,17 +106,19 @@ def prepare_photos(
     records = []
     for number, path in enumerate(photos):
         image = read_picture(path)
-        face = find_face(image) if find_face else None
+        faces = find_faces(image) if find_faces else []
+        face = faces[0] if faces else None
         square = crop_square(image, face, subject.resolution)
         file = f"photos/{number:03d}.png"
         square.save(out_dir / file)
         records.append(
             {
                 "file": file,
-                "source": path.relative_to(subject.photos).as_posix(),
+                "source": name_text(path.relative_to(subject.photos).as_posix()),
                 "caption": read_caption(path),
                 "repeats": num_repeats(path),
                 "face": face and [round(float(edge), 1) for edge in face],
+                "num_faces": len(faces) if find_faces else None,
                 "pixels": pixel_digest(square),
             }
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from PIL import Image
 
 from training.config import SubjectConfig
 from training.errors import UserError
-from training.pictures import KOHYA_FOLDER, Box, find_photos, read_picture
+from training.names import listed, shown
+from training.pictures import CAPTION_SUFFIXES, KOHYA_FOLDER, Box, find_photos, read_picture
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 50
 MIN_SIDE = 32
@@ -29,14 +32,42 @@ def num_repeats(photo: Path) -> int:
 
 
 def read_caption(photo: Path) -> str | None:
-    """The text of the `.txt` file of the same name, on one line; None without such a file or without words in it."""
-    sidecar = photo.with_suffix(".txt")
-    if not sidecar.is_file():
-        return None
+    """The text of the `.txt` or `.caption` file of the same name, on one line; None without one or without words in it.
+
+    Raises:
+        UserError: it is no text, or there are two that say different things.
+    """
+    captions = {_text_of(file): file for file in caption_files(photo)}
+    if len(captions) > 1:
+        raise UserError(f"a photo has one caption, got two that differ: {' and '.join(map(str, captions.values()))}")
+    return next(iter(captions), "") or None
+
+
+def caption_files(photo: Path) -> list[Path]:
+    """The files beside the photo that are its captions; more than one only where they say the same."""
+    return [file for file in _caption_files_in(photo.parent) if file.stem == photo.stem]
+
+
+def stray_captions(photos: Sequence[Path]) -> list[Path]:
+    """Caption files in the photos' folders that belong to none of them."""
+    captions = [file for folder in sorted({photo.parent for photo in photos}) for file in _caption_files_in(folder)]
+    stems = {photo.with_suffix("") for photo in photos}
+    return [file for file in captions if file.with_suffix("") not in stems]
+
+
+def _caption_files_in(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in CAPTION_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _text_of(caption: Path) -> str:
     try:
-        return " ".join(sidecar.read_text(encoding="utf-8-sig").split()) or None
+        return " ".join(caption.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise UserError(f"a caption must be UTF-8 text: {sidecar}") from error
+        raise UserError(f"a caption must be UTF-8 text: {shown(caption)}") from error
 
 
 def check_photos(subject: SubjectConfig) -> list[Path]:
@@ -54,7 +85,7 @@ def check_photos(subject: SubjectConfig) -> list[Path]:
 def _usable_photos(subject: SubjectConfig) -> list[Path]:
     photos = find_photos(subject.photos)
     if not MIN_PHOTOS <= len(photos) <= MAX_PHOTOS:
-        raise UserError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {subject.photos}")
+        raise UserError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {shown(subject.photos)}")
     thumbnails: dict[Path, np.ndarray] = {}
     for path in photos:
         image = read_picture(path)
@@ -62,10 +93,37 @@ def _usable_photos(subject: SubjectConfig) -> list[Path]:
         thumbnail = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
         for other, other_thumbnail in thumbnails.items():
             if np.abs(thumbnail - other_thumbnail).mean() < _NEAR_COPY:
-                raise UserError(f"{other} and {path} are two copies of the same photo; take one out")
+                raise UserError(f"{shown(other)} and {shown(path)} are two copies of the same photo; take one out")
         thumbnails[path] = thumbnail
         read_caption(path)
     return photos
+
+
+def crop_remarks(dataset_dir: Path) -> list[str]:
+    """Of which prepared photos the square was not cut around the only face; nothing where none was looked for.
+
+    Args:
+        dataset_dir: a folder that `dataset.prepare_photos` filled, today's or an earlier release's; or none yet.
+    """
+    file = dataset_dir / "dataset.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not record or record["subject"]["crop"] != "face":
+        return []
+    earlier = {photo["source"]: 0 if photo["face"] is None else 1 for photo in record["photos"]}  # 0.1.0 didn't count
+    num_faces = {photo["source"]: photo.get("num_faces", earlier[photo["source"]]) for photo in record["photos"]}
+    return remarks_on_crops({name: number for name, number in num_faces.items() if number is not None})
+
+
+def remarks_on_crops(num_faces: Mapping[str, int]) -> list[str]:
+    """By the photos' names and how many faces each has."""
+    without = [name for name, number in num_faces.items() if number == 0]
+    several = [name for name, number in num_faces.items() if number > 1]
+    remarks = []
+    if without:
+        remarks.append(f"photos without a face, cut around their middle instead: {listed(without)}")
+    if several:
+        remarks.append(f"photos with several faces, cut around the largest: {listed(several)}")
+    return remarks
 
 
 def crop_square(image: Image.Image, face: Box | None, resolution: int) -> Image.Image:
@@ -93,5 +151,5 @@ def _check_short_side(path: Path, image: Image.Image, resolution: int) -> None:
     if min(image.size) < smallest:
         raise UserError(
             f"the shorter side must have at least {smallest} px at resolution {resolution}, "
-            f"got {image.width}x{image.height} px in {path}"
+            f"got {image.width}x{image.height} px in {shown(path)}"
         )

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sweeps", "evaluation", "training")
 COLOURS = {"sweeps": "#dbe7f6", "evaluation": "#e3f1df", "training": "#f6e8d8"}
-GROUND = ("files", "pictures", "paths", "layout", "canonical")
+GROUND = ("files", "pictures", "paths", "layout", "canonical", "errors", "reading")
 """Of `training/`: what all rooms stand on, Stable Diffusion apart."""
 
 

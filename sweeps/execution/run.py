@@ -14,9 +14,10 @@ import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
+from rich.text import Text
 
 from sweeps.asked import num_planned
-from sweeps.config import SweepConfig, load_sweep, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
@@ -26,7 +27,7 @@ from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, r
 from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.identity import evaluation_key, photos_key
+from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, full_disk_explained
@@ -37,6 +38,7 @@ from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
+from training.errors import UserError
 from training.layout import STATE_FILE
 
 
@@ -60,11 +62,13 @@ def run_sweep(
         NoMachineLeft: every machine failed trial after trial; so does this.
     """
     plan = check_sweep(config)
+    for warning in plan.warnings:
+        _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock():
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, without=STATE_FILE)
-        folder.claim("photos", photos_key(config.subject, config.evaluation.face.references))
+        claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
@@ -110,14 +114,15 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
 def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     """Once a sweep: photos here, everything that needs the base model where trials run."""
     _say(console, "preparing the photos")
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    for remark in prepare_subject(config.subject, config.evaluation.face, folder):
+        _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
         for stage in task.remote(Preparation.of(config, folder, resources.device)):
             _say(console, ray.get(stage))
     except RayTaskError as error:
-        raise error.cause from None if isinstance(error.cause, ValueError) else error
+        raise error.cause from None if isinstance(error.cause, UserError) else error
     folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
 
 
@@ -140,7 +145,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
 
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
-        console.print(text, highlight=False)
+        console.print(Text(text), soft_wrap=True)  # as it is: a folder may be called [bold]
 
 
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from evaluation.checks import check_clip, check_render
 from evaluation.config import FaceConfig, RenderConfig
-from evaluation.face import largest_box
+from evaluation.face import face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
 from evaluation.references import embed_references
@@ -20,27 +20,34 @@ from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
+from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
+from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
 from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
 from training.dataset import encode_dataset, prepare_photos
 from training.errors import UserError
 from training.pictures import find_photos
-from training.stable_diffusion import base_model_fingerprint
+from training.stable_diffusion import base_model_fingerprint, load_base_model
+from training.tokenizer import reader_of_base_model, reader_of_pipeline
 from training.train import check_training
 
 
-def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> None:
+def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> list[str]:
     """Crop the photos and embed their faces, on the CPU; done already, it does little.
+
+    Returns:
+        What the user should know of the photos before anything is trained on them, in sentences.
 
     Raises:
         UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
-    prepare_photos(subject, folder.dataset_dir, lambda image: largest_box(encoder, image))
+    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
     if not folder.reference_file.exists():
         embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
+    return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,14 @@ class Preparation:
     num_class_images: int
     scoring: Scoring
     render: RenderConfig | None
+    texts: Texts
+    uncounted_captions: tuple[Text, ...]
+    """Those whose length could not be known before the base model was loaded."""
 
     @classmethod
     def of(cls, config: SweepConfig, folder: RunFolder, device: str) -> Preparation:
         """As the sweep file says, on this device."""
+        texts = Texts.of(config)
         return cls(
             run_dir=str(folder.dir),
             storage=config.storage,
@@ -68,6 +79,8 @@ class Preparation:
             num_class_images=class_images_needed(config),
             scoring=Scoring.of(config),
             render=config.render,
+            texts=texts,
+            uncounted_captions=() if reader_of_base_model(config.base_model) else texts.captions,
         )
 
 
@@ -78,7 +91,8 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         What is being done, for the user.
 
     Raises:
-        UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here.
+        UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here, or a text is longer
+            than what reads it.
     """
     folder = open_run(asked.run_dir, asked.storage)
     shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
@@ -93,6 +107,10 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         check_render(asked.render)
     folder.claim("base_model", base_model_fingerprint(base_model))
     folder.claim("clip_model", load_clip(clip, device).name)
+    pipeline = reader_of_pipeline(load_base_model(base_model))
+    refuse_cut(asked.texts.by_pipeline, pipeline)
+    refuse_cut(asked.texts.by_clip, load_clip(clip, device).reader)
+    yield from (f"mind: {line}" for line in cut_texts(asked.uncounted_captions, pipeline))
     yield "encoding the photos"
     encode_dataset(folder.dataset_dir, base_model, device=device)
     if asked.num_class_images:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from sweeps.config import SweepConfig, rare_token
+from sweeps.config import SweepConfig, trigger_words
 from sweeps.export.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
 from sweeps.export.model_card import model_card
 from sweeps.results.leaderboard import Row
@@ -262,7 +262,7 @@ def _modelspec(export: _Export, architecture: str) -> dict[str, str]:
         "modelspec.title": export.config.name,
         "modelspec.date": created,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.trigger_phrase": rare_token(export.config.subject),
+        "modelspec.trigger_phrase": trigger_words(export.config.subject),
         "modelspec.usage_hint": export.config.subject.instance_prompt,
     }
 

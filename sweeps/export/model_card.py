@@ -5,6 +5,9 @@ Nothing of this machine is in it: a local base model is named by its folder alon
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from sweeps.config import SweepConfig, rare_token
+from sweeps.config import SweepConfig, trigger_words
 from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results
@@ -23,11 +26,11 @@ HOW_TO_LOAD = {
     "diffusers": """from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")""",
     "lora": """from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline = StableDiffusionPipeline.from_pretrained({base})
 pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
     "kohya": """# A1111 and Forge: copy {file} to models/Lora; ComfyUI: models/loras. In diffusers:
 from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline = StableDiffusionPipeline.from_pretrained({base})
 pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
     "checkpoint": """# A1111, Forge: copy {file} to models/Stable-diffusion; ComfyUI: models/checkpoints. In diffusers:
 from diffusers import StableDiffusionPipeline
@@ -51,9 +54,10 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         _header(config, row, licence),
         f"# {config.name}",
         _what_it_is(config, row),
-        f"## Words that call it\n\n`{rare_token(config.subject)}`, as in `{config.subject.instance_prompt}`.",
-        f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=base, file=file)}\n"
-        f'image = pipeline("{config.subject.instance_prompt}").images[0]\n```\n\n'
+        f"## Words that call it\n\n{code(trigger_words(config.subject))}, "
+        f"as in {code(config.subject.instance_prompt)}.",
+        f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=quoted(base), file=file)}\n"
+        f"image = pipeline({quoted(config.subject.instance_prompt)}).images[0]\n```\n\n"
         "Weights are float32, as they were trained; load them with `dtype=torch.float16` where memory counts.",
         f"## Scores\n\n{_scores(results, config, row)}",
         f"## Settings\n\n```yaml\n{yaml.safe_dump(_trial_config(results, row), sort_keys=False)}```",
@@ -62,6 +66,20 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         "nor against their will.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def code(text: str) -> str:
+    """The text as inline code of Markdown, whatever is in it: nothing of it is markup. Line ends become blanks."""
+    line = " ".join(text.split())
+    longest = max(map(len, re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    room = " " if line.startswith("`") or line.endswith("`") else ""  # CommonMark takes one blank away on each side
+    return f"{fence}{room}{line}{room}{fence}"
+
+
+def quoted(text: str) -> str:
+    """The text as a string of Python and of JSON, on one line."""
+    return json.dumps(text, ensure_ascii=False)  # JSON's pairs of surrogates would be two letters in Python
 
 
 def base_model_licence(base_model: str) -> str | None:
@@ -95,7 +113,7 @@ def _licence_of_card(path: Path) -> str | None:
     if not text.startswith("---\n"):
         return None
     try:
-        header = yaml.safe_load(text.split("---\n", 2)[1])
+        header = yaml.safe_load(re.split("^---$", text, maxsplit=2, flags=re.MULTILINE)[1])
     except yaml.YAMLError:
         return None
     if not isinstance(header, dict):
@@ -107,10 +125,10 @@ def _licence_of_card(path: Path) -> str | None:
 def _licence_text(base: str, licence: str | None) -> str:
     if licence is None:
         return (
-            f"This model carries the licence of its base model, {base}. Its card was not at hand when this was "
+            f"This model carries the licence of its base model, {code(base)}. Its card was not at hand when this was "
             "exported: look the licence up before you share or use the weights."
         )
-    return f"This model carries the licence of its base model, {base}: `{licence}`."
+    return f"This model carries the licence of its base model, {code(base)}: {code(licence)}."
 
 
 def _header(config: SweepConfig, row: Row, licence: str | None) -> str:
@@ -123,14 +141,26 @@ def _header(config: SweepConfig, row: Row, licence: str | None) -> str:
         "instance_prompt": config.subject.instance_prompt,
         "tags": tags,
     }
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+    return f"---\n{yaml.dump(header, Dumper=_OneLineDumper, sort_keys=False, allow_unicode=True, width=math.inf)}---"
+
+
+class _OneLineDumper(yaml.SafeDumper):
+    """A text on one line, so that no reader takes a line of a prompt for the header's end."""
+
+
+def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if len(text.splitlines()) > 1 else None)
+
+
+_OneLineDumper.add_representer(str, _one_line)
 
 
 def _what_it_is(config: SweepConfig, row: Row) -> str:
     method = f"A LoRA of rank {row.rank}" if row.method == "lora" else "A full DreamBooth fine-tune"
     return (
-        f"{method} of {public_name(config.base_model)}, trained for {row.step} steps at learning rate "
-        f"{learning_rate_text(row.learning_rate)} (seed {row.seed}). Trial `{row.trial}` of the sweep `{config.name}`."
+        f"{method} of {code(public_name(config.base_model))}, trained for {row.step} steps at learning rate "
+        f"{learning_rate_text(row.learning_rate)} (seed {row.seed}). Trial {code(row.trial)} of the sweep "
+        f"{code(config.name)}."
     )
 
 
@@ -143,8 +173,8 @@ def _scores(results: Results, config: SweepConfig, row: Row) -> str:
     lines += [
         "",
         f"In brackets 95 % bootstrap intervals over {row.num_images} pictures. Face similarity: cosine of "
-        f"{face_encoder} embeddings to the mean of the reference photos, a picture without a "
-        f"face counts 0. Prompt alignment: raw cosine of {clip}.",
+        f"{code(face_encoder)} embeddings to the mean of the reference photos, a picture without a "
+        f"face counts 0. Prompt alignment: raw cosine of {code(clip)}.",
         "",
     ]
     is_champion = champion.row is not None and (champion.row.trial, champion.row.step) == (row.trial, row.step)

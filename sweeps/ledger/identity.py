@@ -13,14 +13,16 @@ from pathlib import Path
 
 from evaluation.config import EvaluationConfig
 from evaluation.scores import EVALUATOR_VERSION
+from sweeps.ledger.folder import RunFolder
 from sweeps.wording import learning_rate_text
 from training.canonical import canonical_json
 from training.config import LoraConfig, MethodConfig, SubjectConfig
+from training.errors import UserError
 from training.files import sha256_of
 from training.photos import read_caption
 from training.pictures import find_photos
 
-NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip"})
+NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip", "prompts_without_token"})
 """Change no picture and no score; the judges are known by their names, weights included."""
 
 
@@ -54,6 +56,41 @@ def photos_key(subject: SubjectConfig, references: Path | None) -> str:
         for entry in _photo_entries(folder):
             digest.update(json.dumps([role, *entry]).encode())
     return digest.hexdigest()
+
+
+def claim_subject(folder: RunFolder, subject: SubjectConfig, references: Path | None, rare_token: str) -> None:
+    """Say of whom the run is: photos, captions and prompts, and the token that CLIP was not shown.
+
+    Args:
+        folder: the run.
+        subject: as the sweep file says.
+        references: the photos compared with, where they are others.
+        rare_token: given or guessed; that it was guessed makes it no other subject.
+
+    Raises:
+        UserError: the folder holds a run of another subject, or one whose scores were made with another token.
+    """
+    claims = folder.identity()
+    of_0_1 = photos_key(subject, references)
+    given_to_0_1 = subject.rare_token is not None and claims.get("photos") == of_0_1
+    folder.claim(
+        "photos", of_0_1 if given_to_0_1 else photos_key(subject.model_copy(update={"rare_token": None}), references)
+    )
+    if "rare_token" not in claims and not given_to_0_1 and folder.base() is not None:
+        _refuse_another_guess(folder, subject, rare_token)
+    folder.claim("rare_token", rare_token.casefold())
+
+
+def _refuse_another_guess(folder: RunFolder, subject: SubjectConfig, rare_token: str) -> None:
+    """A run that 0.1 made claims no token, and 0.1 guessed more simply: what CLIP read there may be other texts."""
+    class_words = (subject.class_prompt or "").split()
+    own_words = [word for word in subject.instance_prompt.split() if word not in class_words]
+    guess = " ".join(own_words) if class_words and own_words else "sks"
+    if guess.casefold() != rare_token.casefold():
+        raise UserError(
+            f"{folder.dir}: its scores were made by an older release, which took {guess!r} for the rare token; it is "
+            f"{rare_token!r}, and CLIP read other texts; choose another name in the sweep file or another --out"
+        )
 
 
 def _photo_entries(folder: Path) -> Iterator[tuple[str, str, str | None]]:

@@ -23,6 +23,7 @@ from PIL import Image
 from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
+from sweeps.photo_remarks import reference_photos, remarks_on_faces
 from sweeps.report import plots
 from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
@@ -97,6 +98,7 @@ def render_report(results: Results) -> str:
         trials=[trial for trial in results.trials if not trial.is_base and trial.trial not in results.earlier],
         earlier=earlier_text(len(results.earlier)) if results.earlier else "",
         settings=settings(results),
+        photo_remarks=photo_remarks(results.folder),
         method_names=plots.METHOD_NAMES,
         pictures=pictures,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -328,6 +330,14 @@ class Verdict:
         return [pair for pair in pairs if pair.champion.uri]
 
 
+def photo_remarks(folder: RunFolder) -> list[str]:
+    """What the run found in its photos that bears on the scores, in sentences."""
+    try:
+        return remarks_on_faces(folder)
+    except UserError as error:
+        return [str(error)]
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +367,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"{evaluation.scheduler}, {evaluation.num_inference_steps} steps, "
             f"guidance {evaluation.guidance_scale:g}, {size}",
         ),
+        ("reference photos", _references(results.folder)),
         ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, no face = 0"),
         ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
         (
@@ -368,6 +379,15 @@ def settings(results: Results) -> list[tuple[str, str]]:
         *sorted(_versions(results.folder).items()),
     ]
     return [(name, value) for name, value in entries if value]
+
+
+def _references(folder: RunFolder) -> str:
+    """How many photos the pictures were compared with; nothing where that is not known (yet)."""
+    try:
+        found = reference_photos(folder)
+    except UserError:
+        return ""
+    return "" if found is None else f"{found.num_used} with a face, {len(found.without_face)} without"
 
 
 def _face_encoder(results: Results, config: SweepConfig) -> str:

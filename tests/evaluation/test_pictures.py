@@ -42,3 +42,4 @@ def test_long_labels_stay_inside_the_sheet() -> None:
     assert long.width == short.width
     assert long.height < short.height + 100
     grid([[image]], ["Жанна"], ["ジャンヌ"], cell_size=128)
+    grid([[image]], ["caf\udce9.png"], ["line\nend \x1b[31m"], cell_size=128)

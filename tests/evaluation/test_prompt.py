@@ -118,3 +118,12 @@ def test_the_command_lines_form_is_read() -> None:
     for text in ("ViT-B-32", ":openai", ""):
         with pytest.raises(ValueError, match="MODEL:PRETRAINED"):
             parse_clip(text)
+
+
+def test_a_prompt_that_the_model_would_cut_is_refused(tiny_clip: str) -> None:
+    """With the words that would be lost; the longest that fits is scored."""
+    scorer = load_clip(ClipConfig(model=tiny_clip, pretrained=None), "cpu")
+    fits = " ".join(["garden"] * 75)  # and the tokens of begin and end
+    assert len(scorer.prompt_alignment(pictures(1), [fits])) == 1
+    with pytest.raises(ValueError, match=r"reads 77 tokens and would not read 'snow'"):
+        scorer.prompt_alignment(pictures(1), [f"{fits} snow"])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.face import FaceEncoder
 from evaluation.face_encoders import load_face_encoder
-from evaluation.references import embed_references
+from evaluation.references import disagreeing, embed_references
 from evaluation.score import score_folder
 from training.pictures import find_pictures
 
@@ -75,3 +76,27 @@ def test_all_photos_of_the_person_are_used(shared_data: Path, judge: tuple[FaceE
     references = embed_references(find_pictures(shared_data / "people" / "obama"), judge[0])
     assert len(references.used) == 5
     assert (references.without_face, references.several_faces) == ((), ())
+
+
+@pytest.mark.slow
+def test_strangers_among_real_people(shared_data: Path, judge: tuple[FaceEncoder, float, float]) -> None:
+    """Ten photos each of 12 people: none is called a stranger among their own; of strangers put there, most are."""
+    encoder = judge[0]
+    people: list[np.ndarray] = []
+    for number in range(1, 13):
+        files = sorted((shared_data / "att_faces" / f"s{number}").glob("*.pgm"))
+        faces = encoder.find_faces([Image.open(file).convert("RGB") for file in files])
+        people.append(np.stack([of_one[0].embedding for of_one in faces if of_one]))
+    assert sum(bool(disagreeing(own)) for own in people) == 0
+    pairs = [(own, people[(i + shift) % 12][:1]) for shift in range(1, 6) for i, own in enumerate(people)]
+    found = np.mean([len(own) in disagreeing(np.concatenate([own, other])) for own, other in pairs])
+    assert found > 0.8
+
+
+def test_a_stranger_among_five_photos_is_named(shared_data: Path, judge: tuple[FaceEncoder, float, float]) -> None:
+    """One public figure's photo in the other's folder; the other's own, half a face among them, are not named."""
+    people = shared_data / "people"
+    own = find_pictures(people / "obama")
+    assert embed_references(own, judge[0]).likely_strangers == ()
+    mixed = embed_references([*own, people / "biden" / "biden.jpg"], judge[0])
+    assert mixed.likely_strangers == ("biden/biden.jpg",)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from evaluation.face import mean_embedding
-from evaluation.references import References, embed_references
+from evaluation.references import References, disagreeing, embed_references
 from tests.evaluation.colour_faces import ColourEncoder, colour_photos
 from training.pictures import pixel_digest
 
@@ -70,3 +70,86 @@ def test_a_digest_is_of_what_is_seen() -> None:
     assert pixel_digest(image) == pixel_digest(image.convert("RGBA"))
     assert pixel_digest(image) != pixel_digest(Image.new("RGB", (8, 2), "red"))
     assert pixel_digest(image) != pixel_digest(Image.new("RGB", (2, 8), "blue"))
+
+
+def test_photos_in_subfolders_keep_their_folders_name(tmp_path: Path) -> None:
+    """Two of one name in kohya's folders are told apart; a name that is no UTF-8 is text all the same."""
+    folders = [tmp_path / "5_sks", tmp_path / "9_sks"]
+    photos = []
+    for folder in folders:
+        folder.mkdir()
+        photos += colour_photos(folder, (9, 0, 0), (0, 0, 0))
+    photos.append(photos[0].rename(folders[0] / "caf\udce9.png"))
+    references = embed_references(photos[1:], ColourEncoder())
+    assert references.used == ("9_sks/0.png", r"5_sks/caf\xe9.png")
+    assert references.without_face == ("5_sks/1.png", "9_sks/1.png")
+    references.save(tmp_path / "faces.safetensors")
+    assert References.load(tmp_path / "faces.safetensors").summary == references.summary
+
+
+def test_what_was_found_is_said_in_words(tmp_path: Path) -> None:
+    """Who was left out, who was taken, who is unlike; and nothing where there is nothing to say."""
+    plain = [(200, 10 * i, 0) for i in range(5)]
+    photos = colour_photos(tmp_path, *plain, (0, 0, 0), (0, 0, 250), (255, 255, 255))
+    summary = embed_references(photos, ColourEncoder()).summary
+    assert (summary.num_used, summary.without_face, summary.several_faces) == (7, ("5.png",), ("7.png",))
+    assert summary.likely_strangers == ("6.png", "7.png")
+    without, several, strangers = summary.remarks()
+    assert without == "reference photos without a face, left out of the mean: 5.png"
+    assert several == "reference photos with several faces, the largest counts: 7.png"
+    assert strangers.startswith(
+        "reference photos whose face is unlike the others', likely somebody else's: 6.png, 7.png;"
+    )
+    assert embed_references(photos[:5], ColourEncoder()).summary.remarks() == []
+
+
+# --- likely strangers ------------------------------------------------------------------------------------------------
+
+
+def faces_of(direction: np.ndarray, degrees: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Faces [count, d], each at this angle from one direction."""
+    away = rng.normal(size=(count, len(direction)))
+    away -= away @ direction[:, None] * direction
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    return (np.cos(np.radians(degrees)) * direction + np.sin(np.radians(degrees)) * away).astype(np.float32)
+
+
+def people(degrees_apart: float, rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """Two directions [size] at this angle."""
+    one = np.eye(size)[0]
+    return one, faces_of(one, degrees_apart, 1, rng)[0].astype(np.float64)
+
+
+@pytest.mark.parametrize(("between_people", "within_one"), [(80, 20), (28, 7)], ids=["facenet's scale", "dlib's"])
+@pytest.mark.parametrize(("num_own", "num_strange"), [(2, 1), (5, 1), (6, 2), (9, 2), (40, 3)])
+def test_strangers_are_found_on_every_scale(
+    between_people: float, within_one: float, num_own: int, num_strange: int
+) -> None:
+    """One, or several of one and the same stranger, wherever they stand; most of a folder is never a stranger."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        own, other = people(between_people, rng)
+        faces = np.concatenate(
+            [faces_of(own, within_one, num_own, rng), faces_of(other, within_one * 0.5, num_strange, rng)]
+        )
+        order = rng.permutation(len(faces))
+        strangers = tuple(np.flatnonzero(order >= num_own).tolist())
+        assert disagreeing(faces[order]) == strangers
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 12, 50])
+@pytest.mark.parametrize("degrees", [0.0, 1.0, 10.0, 30.0, 60.0])
+def test_one_person_is_no_stranger(count: int, degrees: float) -> None:
+    """However alike or unlike the photos are, if all are equally so; of two photos neither is the stranger."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        assert disagreeing(faces_of(np.eye(128)[0], degrees, count, rng)) == ()
+    assert disagreeing(np.eye(2, dtype=np.float32)) == ()
+    assert disagreeing(np.float32([[1, 0], [-1, 0], [1, 0], [-1, 0]])) == (), "others that cancel out"
+
+
+def test_photos_of_one_minute_do_not_make_another_day_a_stranger() -> None:
+    """Nine frames of a film and a photo that is 15 degrees off."""
+    rng = np.random.default_rng(0)
+    own = np.eye(128)[0]
+    assert disagreeing(np.concatenate([faces_of(own, 1, 9, rng), faces_of(own, 15, 1, rng)])) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from evaluation.references import embed_references
 from evaluation.score import PictureFile, read_prompts, score_folder, score_images
 from evaluation.scores import Score
 from tests.evaluation.colour_faces import ColourEncoder, colour_photos
+from training.errors import UserError
 
 RED, GREEN, BLACK, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 0), (90, 90, 90)
 
@@ -246,3 +248,52 @@ def test_prompts_that_do_not_fit_are_refused(tmp_path: Path, lines: bytes, names
         read_prompts(file, names)
     with pytest.raises(ValueError, match="nowhere"):
         read_prompts(tmp_path / "nowhere.txt", names)
+
+
+# --- nothing is left out in silence ----------------------------------------------------------------------------------
+
+
+def test_a_score_names_what_it_passed_over(tmp_path: Path) -> None:
+    """Files and subfolders of the pictures, and what is special about the photos; all of it in the JSON too."""
+    images, photos = tmp_path / "images", tmp_path / "photos"
+    for folder in (images / "more", photos):
+        folder.mkdir(parents=True)
+    colour_photos(images, RED, GREEN, GREY)
+    colour_photos(images / "more", RED)
+    (images / "notes.pdf").write_bytes(b"%PDF")
+    colour_photos(photos, RED, (0, 0, 0), (255, 255, 255))
+    (photos / "film.mov").write_bytes(b"film")
+    score = score_folder(images, photos, ColourEncoder())
+    assert score.passed_over == ("notes.pdf", "more/ (1 picture)")
+    assert score.references is not None
+    assert (score.references.without_face, score.references.several_faces) == (("1.png",), ("2.png",))
+    said = json.loads(score.model_dump_json())
+    assert said["passed_over"] == ["notes.pdf", "more/ (1 picture)"]
+    assert [remark.split(":")[0] for remark in said["remarks"]] == [
+        f"passed over in {images}",
+        f"passed over in {photos}",
+        "reference photos without a face, left out of the mean",
+        "reference photos with several faces, the largest counts",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jxl", "a.cr2", "a.jpg"])
+def test_a_picture_that_cannot_be_read_ends_the_scoring(tmp_path: Path, name: str) -> None:
+    """By its name, before a face is looked for: a mean of the others would not be of the folder."""
+    colour_photos(tmp_path, RED, GREEN)
+    (tmp_path / name).write_bytes(b"II*\0 and more")
+    if name == "a.jpg":
+        (tmp_path / name).write_bytes(b"words")
+    with pytest.raises(UserError, match=re.escape(name)):
+        score_folder(tmp_path, colour_photos(tmp_path, RED), ColourEncoder())
+
+
+@pytest.mark.parametrize(
+    "name", ["a [b].png", "quo\"te's.png", "line\nend.png", "=1+1.png", "Жанна.png", "caf\udce9.png"]
+)
+def test_a_score_keeps_the_files_name(tmp_path: Path, name: str) -> None:
+    """As it is, in the record and back from JSON; only bytes that are no UTF-8 are escaped."""
+    colour_photos(tmp_path, RED)[0].rename(tmp_path / name)
+    score = score_folder(tmp_path, tmp_path, ColourEncoder())
+    assert score.images[0].file == name.replace("\udce9", r"\xe9")
+    assert Score.model_validate_json(score.model_dump_json()) == score

@@ -17,6 +17,8 @@ from sweeps.space import Choices
 from tests.sweeps.command import Command, Outcome
 from tests.sweeps.fake_run import build_run
 
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_base: str, tiny_clip: str, photos: Path) -> dict[str, Any]:
@@ -263,3 +265,123 @@ def test_the_reference_experiment_is_field_by_field() -> None:
         "num_class_images": 500,
         "use_8bit_adam": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({}, 0, ""),
+        ({"status": "failed", "fault": "machine", "reason": "RuntimeError: no kernel"}, 1, "RuntimeError: no kernel"),
+        ({"status": "failed", "fault": "trial", "reason": "ran away"}, 0, ""),
+    ],
+    ids=["whole", "lost to a machine", "failed by its settings"],
+)
+def test_a_run_that_lost_trials_has_not_done_its_work(
+    change: dict[str, str], code: int, said: str, dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 0 means that all the sweep file asks for is there; what the settings themselves made fail is an answer."""
+    run = build_run(tmp_path / "ada", num_trials=4)
+    entry = next(file for file in sorted(run.glob("trials/*/trial.json")) if file.parent.name != "base")
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), **change}))
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", lambda *_, **__: run)
+    ended = dreamsweep("run", run / "sweep.yaml")
+    assert ended.code == code
+    assert said in ended.err
+
+
+def test_renders_that_are_missing_are_no_success(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The late stage may fail and leave the scores as good as they are; the run says so and ends with 1."""
+    run = build_run(tmp_path / "ada", num_trials=4, with_renders=False)
+    reference = tmp_path / "mona.png"
+    Image.new("RGB", (64, 64)).save(reference)
+    settings = yaml.safe_load((run / "sweep.yaml").read_text())
+    (run / "sweep.yaml").write_text(yaml.safe_dump({**settings, "render": {"references": [str(reference)]}}))
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", lambda *_, **__: run)
+    ended = dreamsweep("run", run / "sweep.yaml")
+    assert ended.code == 1
+    assert "dreamsweep render" in ended.err
+
+
+def test_a_failure_of_the_program_keeps_its_traceback(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `ValueError` out of a library is not the user's mistake: exit 1, one line, and the whole of it in a file."""
+
+    def broken(*_: object, **__: object) -> Path:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("sweeps.execution.run.run_sweep", broken)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    ended = dreamsweep("run", build_run(tmp_path / "ada", num_trials=1) / "sweep.yaml")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    (kept,) = tmp_path.glob("dreamsweep-*.traceback.txt")
+    assert str(kept) in ended.err
+    assert "Traceback" in kept.read_text()
+    assert "operands" in kept.read_text()
+
+
+NAMES = [
+    "ada [final].png",
+    "ada [b].png",
+    "[2].png",
+    "[bold red]x.png",
+    "long " * 40 + "1.png",
+    "long " * 40 + "2.png",
+]
+
+
+def test_scored_files_are_shown_by_their_whole_names(dreamsweep: Command, photos: Path, tmp_path: Path) -> None:
+    """Brackets are no markup, and a long name is not cut to another's; what has no shape is escaped."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in [*NAMES, "line\nend.png", "esc\x1b[31m.png", "caf\udce9.png"]:
+        shutil.copy(photos / "photo_1.png", images / name)
+    (images / "notes [1].pdf").write_bytes(b"%PDF")
+    face = DEMO / "family" / "face_encoder"
+    outcome = dreamsweep("score", images, "--photos", DEMO / "photos", "--face", face)
+    assert outcome.code == 0, outcome.err
+    for name in [*NAMES, r"line\nend.png", r"esc\x1b[31m.png", r"caf\xe9.png"]:
+        assert f" {name} " in outcome.out
+    assert "notes [1].pdf" in outcome.err
+    said = json.loads(dreamsweep("score", images, "--photos", DEMO / "photos", "--face", face, "--json").out)
+    assert {image["file"] for image in said["images"]} == {*NAMES, "line\nend.png", "esc\x1b[31m.png", r"caf\xe9.png"}
+    assert said["passed_over"] == ["notes [1].pdf"]
+
+
+def test_a_name_in_a_refusal_is_on_one_line(dreamsweep: Command, tmp_path: Path) -> None:
+    """Whatever bytes it has."""
+    for name in ("a\nb [x].png", "caf\udce9.png"):
+        folder = tmp_path / name.replace(".png", "")
+        folder.mkdir()
+        (folder / name).write_bytes(b"words")
+        outcome = dreamsweep("score", folder, "--photos", DEMO / "photos", "--face", DEMO / "family" / "face_encoder")
+        assert outcome.code == 2
+        assert len(outcome.err.splitlines()) == 1
+        assert r"a\nb [x].png" in outcome.err or r"caf\xe9.png" in outcome.err
+
+
+def test_check_names_what_is_passed_over_and_finds_faces_when_asked(
+    dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path
+) -> None:
+    """A subfolder that is not kohya's, an animation; with --faces the photos without a face."""
+    photos = tmp_path / "photos"
+    (photos / "crops").mkdir()
+    shutil.copy(photos / "photo_1.png", photos / "crops" / "c.png")
+    frames = [Image.effect_noise((90, 90), spread).convert("RGB") for spread in (40, 90)]
+    frames[0].save(photos / "film.gif", save_all=True, append_images=frames[1:])
+    sweep["evaluation"]["face"] = {"encoder": str(DEMO / "family" / "face_encoder")}
+    outcome = dreamsweep("check", write(sweep, tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert "crops/ (1 picture)" in outcome.err
+    assert "of which the first counts: film.gif" in outcome.err
+    assert "check --faces" in outcome.out
+    sweep["evaluation"]["face"]["references"] = str(DEMO / "photos")
+    outcome = dreamsweep("check", write(sweep, tmp_path), "--faces")
+    assert outcome.code == 0, outcome.err
+    assert "photos without a face, cut around their middle instead: " in outcome.err
+    assert "film.gif" in outcome.err.splitlines()[-1]

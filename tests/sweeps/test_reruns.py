@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from sweeps.config import SweepConfig, parse_sweep
+from sweeps.config import SweepConfig, parse_sweep, rare_token
 from sweeps.ledger.identity import evaluation_key, photos_key
 
 TABLE = Path(__file__).parents[2] / "docs" / "reruns.md"
@@ -38,6 +38,7 @@ ANOTHER: dict[str, Any] = {
     "evaluation.width": 64,
     "evaluation.height": 64,
     "evaluation.batch_size": 1,
+    "evaluation.prompts_without_token": "allow",
 }
 """Another value for each key whose refusal rests on a hash of the file's own settings."""
 BY_CONTENT = {
@@ -94,9 +95,11 @@ def mapping(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def identity(mapping: dict[str, Any]) -> tuple[str, str]:
+def identity(mapping: dict[str, Any]) -> tuple[str, str, str]:
     config = parse_sweep(mapping)
-    return photos_key(config.subject, config.evaluation.face.references), evaluation_key(config.evaluation)
+    subject = config.subject.model_copy(update={"rare_token": None})
+    references = config.evaluation.face.references
+    return photos_key(subject, references), rare_token(config.subject), evaluation_key(config.evaluation)
 
 
 @pytest.mark.parametrize("key", sorted(set(keys_of(SweepConfig)) - BY_CONTENT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torchvision.transforms import v2
 from training import class_images
 from training.config import SubjectConfig
 from training.dataset import Dataset, encode_dataset, load_dataset, load_prepared_photos, prepare_photos
+from training.photos import crop_remarks
 
 
 def mtimes(folder: Path) -> dict[str, int]:
@@ -147,15 +149,15 @@ def test_faces_are_cut_out_where_they_are_found(own_subject: SubjectConfig, tmp_
     """The injected finder sees upright photos; `crop: center` does not ask it."""
     seen = []
 
-    def find_face(image: Image.Image) -> tuple[float, float, float, float] | None:
+    def find_faces(image: Image.Image) -> list[tuple[float, float, float, float]]:
         seen.append(image.size)
-        return (0.0, 0.0, 20.0, 20.0) if len(seen) % 2 else None
+        return [(0.0, 0.0, 20.0, 20.0), (60.0, 60.0, 70.0, 70.0)][: len(seen) % 3]
 
     small = own_subject.model_copy(update={"resolution": 32})
-    prepare_photos(small, tmp_path / "face", find_face)
+    prepare_photos(small, tmp_path / "face", find_faces)
     assert seen == [(96, 80)] * 6
     prepare_photos(small, tmp_path / "none")
-    prepare_photos(small.model_copy(update={"crop": "center"}), tmp_path / "center", find_face)
+    prepare_photos(small.model_copy(update={"crop": "center"}), tmp_path / "center", find_faces)
     assert len(seen) == 6
     squares = {
         name: [np.asarray(photo.image) for photo in load_prepared_photos(tmp_path / name)]
@@ -163,7 +165,27 @@ def test_faces_are_cut_out_where_they_are_found(own_subject: SubjectConfig, tmp_
     }
     for number, (face, none, center) in enumerate(zip(*squares.values(), strict=True)):
         assert np.array_equal(none, center)
-        assert np.array_equal(face, none) == bool(number % 2)
+        assert np.array_equal(face, none) == (number in (2, 5))
+    assert crop_remarks(tmp_path / "face") == [
+        "photos without a face, cut around their middle instead: photo_2.jpg, photo_5.png",
+        "photos with several faces, cut around the largest: photo_1.png, photo_4.jpg",
+    ]
+    assert [crop_remarks(tmp_path / name) for name in ("none", "center", "nowhere")] == [[], [], []]
+
+
+def test_photos_that_an_earlier_release_prepared_say_where_no_face_was_found(
+    own_subject: SubjectConfig, tmp_path: Path
+) -> None:
+    """0.1.0 wrote the box of a face or none, and no number."""
+    prepare_photos(own_subject, tmp_path / "dataset", lambda _: [])
+    record = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
+    for photo in record["photos"]:
+        del photo["num_faces"]
+    record["photos"][0]["face"] = [0, 0, 9, 9]
+    (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(record))
+    (remark,) = crop_remarks(tmp_path / "dataset")
+    assert "without a face" in remark
+    assert remark.count("photo_") == 5
 
 
 def test_what_is_not_prepared_is_refused(own_subject: SubjectConfig, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.tiny_models import draw_photos
 from training.config import SubjectConfig
-from training.photos import check_photos, crop_square, find_photos, read_caption
+from training.photos import caption_files, check_photos, crop_square, find_photos, read_caption, stray_captions
 
 
 @pytest.fixture
@@ -57,6 +57,35 @@ def test_a_sidecar_text_is_the_caption(folder: Path) -> None:
         check_photos(subject_of(folder))
 
 
+@pytest.mark.parametrize("suffix", [".caption", ".CAPTION", ".TXT"])
+def test_kohyas_captions_are_captions(folder: Path, suffix: str) -> None:
+    """Whatever the case of the suffix."""
+    photo = find_photos(folder)[0]
+    photo.with_suffix(suffix).write_text("sks woman in a garden")
+    assert read_caption(photo) == "sks woman in a garden"
+    assert caption_files(photo) == [photo.with_suffix(suffix)]
+
+
+def test_two_captions_must_say_the_same(folder: Path) -> None:
+    """Which of two texts is meant is not guessed."""
+    photo = find_photos(folder)[0]
+    photo.with_suffix(".txt").write_text("sks woman")
+    photo.with_suffix(".caption").write_text(" sks  woman\n")
+    assert read_caption(photo) == "sks woman"
+    photo.with_suffix(".caption").write_text("a woman")
+    with pytest.raises(ValueError, match=r"two that differ: .*\.caption and .*\.txt"):
+        read_caption(photo)
+
+
+def test_captions_of_no_photo_are_found(folder: Path) -> None:
+    """Beside photos and in kohya's subfolders; a photo's own caption is none of them."""
+    photos = find_photos(folder)
+    photos[0].with_suffix(".txt").write_text("sks woman")
+    (folder / f"{photos[1].name}.txt").write_text("named as some tools do")
+    (folder / ".hidden.txt").write_text("")
+    assert stray_captions(photos) == [folder / f"{photos[1].name}.txt"]
+
+
 # --- refusals: each names the law and the file -------------------------------------------------------------------
 
 
@@ -83,18 +112,15 @@ def _saved_again(folder: Path) -> None:
     portrait.resize((480, 360)).save(folder / "sent by mail.jpg", quality=60)
 
 
-def _gif_in_disguise(folder: Path) -> None:
-    picture().save(folder / "disguised.jpg", format="GIF")
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_write("words.jpg", b"I am no picture"), r"not a jpg, png or webp picture.*words\.jpg"),
-        (_write("empty.png", b""), r"not a jpg, png or webp picture.*empty\.png"),
-        (_gif_in_disguise, r"not a jpg, png or webp picture.*disguised\.jpg"),
+        (_write("words.jpg", b"I am no picture"), r"no picture by its content.*words\.jpg"),
+        (_write("empty.png", b""), r"empty file.*empty\.png"),
         (_cut_short, r"broken picture.*cut\.png"),
-        (_write("phone.heic", b"x"), r"only jpg, png and webp.*phone\.heic"),
+        (_write("phone.heic", b"x"), r"no picture by its content.*phone\.heic"),
+        (_write("layers.psd", b"8BPS\0"), r"layers\.psd is a Photoshop picture, which is not read"),
+        (_write("negative.nef", b"II*\0"), r"negative\.nef is a camera raw picture, which is not read"),
         (_save("tiny.png", picture(96, 24)), r"at least 32 px.*96x24 px in.*tiny\.png"),
         (_copy, r"photo_2\.jpg and .*same\.jpg are two copies"),
         (_saved_again, r"portrait\.png and .*sent by mail\.jpg are two copies"),

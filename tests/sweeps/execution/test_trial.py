@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.references import References
-from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
@@ -279,7 +279,7 @@ def test_the_base_models_row_is_the_zero_line(prepared: Path) -> None:
         ({"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"}, "sks"),
         ({"instance_prompt": "a photo of ohwx ada", "class_prompt": "a photo of a woman"}, "ohwx ada"),
         ({"instance_prompt": "a photo of sks woman"}, "sks"),
-        ({"instance_prompt": "a photo of a woman", "class_prompt": "a photo of a woman"}, "sks"),
+        ({"instance_prompt": "A photo of sks woman, smiling", "class_prompt": "person"}, "sks"),
         ({"instance_prompt": "zwx", "rare_token": "zwx"}, "zwx"),
     ],
 )
@@ -387,3 +387,49 @@ def test_out_of_memory_is_tried_once_more_with_gradient_checkpointing(
     else:
         assert record.fault == "trial"
         assert "OutOfMemoryError" in traceback_file.read_text()
+
+
+def test_a_run_begun_on_a_cpu_is_not_gone_on_with_on_a_gpu(
+    prepared: Path, tiny_sweep: Callable[..., SweepConfig]
+) -> None:
+    """Pictures are made in half precision there: their scores would be compared with others."""
+    asked = Preparation.of(tiny_sweep(), RunFolder(prepared), "cuda")
+    with pytest.raises(UserError, match="another device"):
+        list(prepare_run(asked))
+
+
+def test_a_text_that_only_the_loaded_models_can_count_is_refused_before_anything_is_made(
+    tiny_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with a base model of the hub, whose tokenizer was not here when the sweep was checked."""
+    long = " ".join(["garden"] * 90)
+    for section, place in (("evaluation", r"evaluation\.negative_prompt"), ("subject", r"subject\.class_prompt")):
+        changed = {"evaluation": {"negative_prompt": long}, "subject": {"class_prompt": long}}[section]
+        config = parse_sweep({**tiny_mapping, section: {**tiny_mapping[section], **changed}})
+        folder = RunFolder(tmp_path / section)
+        with pytest.raises(UserError, match=rf"{place}: .* reads 77 tokens and would not read 'garden garden"):
+            prepare(config, folder)
+        assert folder.base() is None
+
+
+def test_what_is_special_about_the_photos_is_said_before_the_first_trial(
+    tiny_mapping: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    """A subfolder that is not read, a reference without a face; again on the next run, which looks at no photo anew."""
+    demo = Path(__file__).parents[3] / "examples" / "demo"
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "old").mkdir()
+    shutil.copy(own / "photo_1.png", own / "old")
+    black = tmp_path / "references" / "black [1].png"
+    black.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(black)
+    shutil.copy(demo / "photos" / "000.png", black.with_name("face.png"))
+    mapping = {**tiny_mapping, "subject": {**tiny_mapping["subject"], "photos": str(own), "crop": "face"}}
+    evaluation = {**tiny_mapping["evaluation"]}
+    face = {"encoder": str(demo / "family" / "face_encoder"), "references": str(black.parent)}
+    mapping["evaluation"] = {**evaluation, "face": face}
+    config, folder = load_sweep(write_sweep(tmp_path / "sweep.yaml", mapping)), RunFolder(tmp_path / "run")
+    said = prepare_subject(config.subject, config.evaluation.face, folder)
+    assert f"passed over in {own}: old/ (1 picture)" in said
+    assert "reference photos without a face, left out of the mean: black [1].png" in said
+    assert prepare_subject(config.subject, config.evaluation.face, folder) == said

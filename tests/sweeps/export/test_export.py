@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from sweeps.export.export import MARKER, WRITERS, export_checkpoint
 from sweeps.export.layouts import original_layout
-from sweeps.export.model_card import base_model_licence
+from sweeps.export.model_card import base_model_licence, code, model_card, quoted
+from sweeps.results.results import read_results
 from tests.sweeps.fake_run import entry, write_sweep, write_trial
 from training.checkpoint import load_pipeline, open_checkpoint, save_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
@@ -263,7 +268,7 @@ def test_the_card_says_what_it_is_and_how_good(run_dir: Path, tmp_path: Path, ki
     assert header["base_model"] == "tiny-sd"
     assert "lora" in header["tags"]
     for part in (
-        "A LoRA of rank 3 of tiny-sd",
+        "A LoRA of rank 3 of `tiny-sd`",
         "4 steps at learning rate 1e-3 (seed 1)",
         "`sks`",
         "0.800 [0.78",
@@ -283,7 +288,7 @@ def test_a_trial_that_is_not_the_champion_does_not_claim_to_be(run_dir: Path, tm
     """Its card names the champion."""
     text = (export_checkpoint(run_dir, tmp_path / "out", trial="full_unet") / "README.md").read_text()
     assert "The sweep's champion is trial lora_both, step 4" in text
-    assert "A full DreamBooth fine-tune of tiny-sd" in text
+    assert "A full DreamBooth fine-tune of `tiny-sd`" in text
 
 
 @pytest.mark.parametrize(("trial", "kind"), [("lora_both", kind) for kind in WRITERS] + [("full_both", "diffusers")])
@@ -398,3 +403,39 @@ def test_without_a_champion_a_trial_must_be_named(broken_run: Path, tmp_path: Pa
         export_checkpoint(broken_run, tmp_path / "out")
     text = (export_checkpoint(broken_run, tmp_path / "out", trial="lora_unet", format="lora") / "README.md").read_text()
     assert "The sweep's champion is none" in text
+
+
+HOSTILE = 'a "photo" of `sks` woman\'s\n---\n```\n# <b>[x](y)</b> \\ {base} \N{GRINNING FACE}: =1+1 | ``two``'
+
+
+def test_any_prompt_leaves_the_card_whole(run_dir: Path, tmp_path: Path) -> None:
+    """Its header is YAML, its snippet is Python with the very prompt, and nothing of the prompt is markup."""
+    results = read_results(run_dir)
+    assert results.config is not None
+    subject = results.config.subject.model_copy(update={"instance_prompt": HOSTILE})
+    config = results.config.model_copy(update={"subject": subject, "base_model": 'own/"quoted" `model`'})
+    for kind in WRITERS:
+        text = model_card(results, config, results.rows[0], kind, "ada.safetensors")
+        _, header, body = text.split("---\n", 2)
+        assert yaml.safe_load(header)["instance_prompt"] == HOSTILE
+        snippet = re.search(r"^```python\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+        assert snippet is not None
+        strings = {node.value for node in ast.walk(ast.parse(snippet[1])) if isinstance(node, ast.Constant)}
+        assert HOSTILE in strings
+        if kind in ("lora", "kohya"):
+            assert 'own/"quoted" `model`' in strings
+        assert len(re.findall(r"^```$", body, re.MULTILINE)) == 2, "the snippet's end and the settings'"
+
+
+@given(st.text())
+def test_inline_code_holds_any_text(text: str) -> None:
+    """CommonMark ends it at a run of backticks as long as the first, and only there; Python reads a string back."""
+    span = code(text)
+    fence = re.match("`+", span)
+    assert fence is not None
+    runs = [run for run in re.findall("`+", span) if len(run) == len(fence[0])]
+    if text.strip():
+        assert len(runs) == 2
+        assert span.removeprefix(fence[0]).removesuffix(fence[0]).strip() == " ".join(text.split())
+    assert ast.literal_eval(quoted(text)) == text
+    assert "\n" not in span + quoted(text)

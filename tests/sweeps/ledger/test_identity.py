@@ -15,7 +15,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from evaluation.config import EvaluationConfig
-from sweeps.ledger.identity import config_hash, evaluation_key, trial_id, trial_name
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import claim_subject, config_hash, evaluation_key, photos_key, trial_id, trial_name
+from tests.sweeps.ledger_entries import entry, record
 from training.canonical import added_in, canonical_json
 from training.config import DreamBoothConfig, LoraConfig, SubjectConfig
 
@@ -101,3 +103,55 @@ def test_a_field_that_came_later_changes_no_config_that_does_not_use_it(values: 
     assert canonical_json(After(**values)) == canonical_json(After(**values, dropout=0.0, tags=[])) == before
     assert canonical_json(After(**values, dropout=0.1)) != before
     assert canonical_json(After(**values, tags=["a"])) != before
+
+
+# --- of whom a run is
+
+
+def subject_of(photos: Path, **changes: Any) -> SubjectConfig:
+    return SubjectConfig(
+        photos=photos, **{"instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman", **changes}
+    )
+
+
+def test_the_token_is_part_of_a_run(photos: Path, tmp_path: Path) -> None:
+    """Guessed or given it is the same run; another one is refused by name."""
+    folder = RunFolder(tmp_path / "run")
+    claim_subject(folder, subject_of(photos), None, "sks")
+    claim_subject(folder, subject_of(photos).model_copy(update={"rare_token": "SKS"}), None, "SKS")
+    with pytest.raises(ValueError, match="another rare token"):
+        claim_subject(folder, subject_of(photos).model_copy(update={"rare_token": "woman"}), None, "woman")
+
+
+def test_a_run_of_0_1_goes_on_where_its_guess_was_the_same(photos: Path, tmp_path: Path) -> None:
+    """It claims photos alone; a token given then is part of that claim, and what CLIP read is known from either."""
+    for number, changes in enumerate(({}, {"rare_token": "sks"})):
+        folder = RunFolder(tmp_path / str(number))
+        subject = subject_of(photos, **changes)
+        folder.claim("photos", photos_key(subject, None))
+        folder.write(record("base", entry(0)))
+        claim_subject(folder, subject, None, "sks")
+        assert folder.identity().get("rare_token") == "sks"
+
+
+@pytest.mark.parametrize("changes", [{}, {"rare_token": "sks"}])
+def test_a_run_of_0_1_that_guessed_otherwise_is_not_gone_on_with(
+    photos: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    """Its pictures were compared with other texts: both tokens are named. Without scores there is nothing to mix."""
+    folder = RunFolder(tmp_path / "run")
+    subject = subject_of(photos, instance_prompt="A photo of sks woman")
+    folder.claim("photos", photos_key(subject, None))
+    folder.write(record("base", entry(0)))
+    with pytest.raises(ValueError, match="took 'A sks' for the rare token; it is 'sks'"):
+        claim_subject(folder, subject.model_copy(update=changes), None, "sks")
+    unscored = RunFolder(tmp_path / "unscored")
+    unscored.claim("photos", photos_key(subject, None))
+    claim_subject(unscored, subject.model_copy(update=changes), None, "sks")
+
+
+def test_allowing_a_prompt_is_no_other_evaluation() -> None:
+    """The permission makes no picture: an older run whose prompts need it goes on with it."""
+    evaluation = EvaluationConfig(prompts=["a woman"], at_steps=[2])
+    allowed = evaluation.model_copy(update={"prompts_without_token": "allow"})
+    assert evaluation_key(allowed) == evaluation_key(evaluation)

@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from evaluation.references import References
 from sweeps.report import page as report
 from sweeps.report.page import (
     BarScale,
@@ -273,3 +275,21 @@ def test_a_base_model_far_below_takes_no_room_from_the_trials(tmp_path: Path) ->
         assert likeness_by_setting(rows, best).count("base model") == 0
         assert "limit" in curves_over_steps(rows, limit=alignment - 0.01)
         assert "limit" not in curves_over_steps(rows, limit=alignment - 1.5)
+
+
+def test_the_photos_that_were_special_are_named(tmp_path: Path) -> None:
+    """Without a face, with several, likely a stranger's: with their names as text, and how many counted."""
+    run_dir = build_run(tmp_path / "ada", num_trials=2)
+    assert "About the photos" not in page_of(run_dir).headings
+    faces = np.eye(8, dtype=np.float32)[[0, 0, 0, 1]]
+    References("a judge", faces, ("a.png", "b.png", "c.png", HOSTILE), ("",) * 4, ("d [1].png",), ("b.png",)).save(
+        run_dir / "dataset" / "reference_embedding.safetensors"
+    )
+    page = page_of(run_dir)
+    assert "About the photos" in page.headings
+    assert "left out of the mean: d [1].png" in page.text
+    assert "with several faces, the largest counts: b.png" in page.text
+    assert f"likely somebody else's: {HOSTILE}" in page.text
+    assert "4 with a face, 1 without" in page.text
+    (run_dir / "dataset" / "reference_embedding.safetensors").write_bytes(b"cut")
+    assert "not a file of reference faces" in page_of(run_dir).text

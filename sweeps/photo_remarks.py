@@ -1,0 +1,57 @@
+"""What the user should know of the photos: what of a folder is not read, and whose face is where. For every verb alike.
+
+Files alone are read here; whoever wants faces looked for brings an encoder or a prepared run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluation.face import FaceEncoder, face_boxes
+from evaluation.references import References, embed_references
+from evaluation.scores import ReferencePhotos
+from sweeps.config import SweepConfig
+from sweeps.ledger.folder import RunFolder
+from training.photos import crop_remarks, remarks_on_crops
+from training.pictures import find_photos, look_into, read_picture
+
+
+def remarks_on_folders(photos: Path, references: Path | None) -> list[str]:
+    """Files and subfolders of the photos' folders that are passed over, and pictures of several frames."""
+    folders = [photos] if references is None else [photos, references]
+    return list(dict.fromkeys(remark for folder in folders for remark in look_into(folder, kohya=True).remarks()))
+
+
+def reference_photos(folder: RunFolder) -> ReferencePhotos | None:
+    """What was found in a run's reference photos; None before it has looked.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return References.load(folder.reference_file).summary if folder.reference_file.is_file() else None
+
+
+def remarks_on_faces(folder: RunFolder) -> list[str]:
+    """What a run found in its photos: faces that are missing, too many, or somebody else's.
+
+    Raises:
+        UserError: the file of reference faces is damaged.
+    """
+    found = reference_photos(folder)
+    return [*crop_remarks(folder.dataset_dir), *(found.remarks() if found else ())]
+
+
+def look_for_faces(config: SweepConfig, encoder: FaceEncoder) -> list[str]:
+    """The same before there is a run, with an encoder.
+
+    Raises:
+        UserError: a photo cannot be read, or no reference photo has a face.
+    """
+    photos = find_photos(config.subject.photos)
+    remarks = []
+    if config.subject.crop == "face":
+        names = [photo.relative_to(config.subject.photos).as_posix() for photo in photos]
+        num_faces = [len(face_boxes(encoder, read_picture(photo))) for photo in photos]
+        remarks += remarks_on_crops(dict(zip(names, num_faces, strict=True)))
+    references = config.evaluation.face.references
+    return remarks + embed_references(find_photos(references) if references else photos, encoder).summary.remarks()
