@@ -28,6 +28,7 @@ from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
+from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, full_disk_explained
@@ -68,6 +69,8 @@ def run_sweep(
     with folder.lock():
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, without=STATE_FILE)
+        for mended in mend_ledger(folder):
+            _say(console, mended)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
