@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), metavar="NAME,...", help=f"of {', '.join(SIDES)}")
     parser.add_argument("--seed", type=int, default=0, help="decides after which step each fault strikes")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="the report; one that is there is gone on with")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="a new folder to keep all runs in; else a temporary one")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="a new folder to keep all runs in; else a temporary one"
+    )
     parser.add_argument("--docs", action="store_true", help="write the table into docs/reliability.md too")
     asked = parser.parse_args()
     names, sides = asked.faults.split(","), asked.sides.split(",")

@@ -22,11 +22,14 @@ from pathlib import Path
 
 from tests.chaos.log import Entry
 from tests.chaos.stage import AT_ONCE, AT_STEPS, NUM_STEPS, Case, Driver, entries
+from training.layout import STATE_FILE
 
 DISK_BYTES = 96_000_000
 """Of the small disk: a sweep of this size takes half of it on either side."""
 ROOM_FOR_SMALL_FILES = 150_000
 """Left free where only weights shall not find room: ledger, statistics and tiny pictures do."""
+NUM_FLIPPED = 16
+"""Bytes that are flipped, in the latter half of a file: among the weights, not in the header."""
 DAY = timedelta(days=1)
 
 
@@ -69,19 +72,23 @@ def fault(name: str, title: str) -> Callable[[Fault], Fault]:
 
 
 def midway(rng: random.Random) -> Callable[[list[Entry]], bool]:
-    """Some trials have ended and others are in the middle of training: a number of steps from the seed."""
-    steps = AT_ONCE * NUM_STEPS + rng.randint(2, 9)
+    """Some trials have ended, and another has been scored and trains on: so many steps after that, by the seed."""
+    further = rng.randint(1, AT_STEPS[0] - 1)
 
     def reached(log: list[Entry]) -> bool:
-        running = {entry["trial"] for entry in entries(log, "step")} - {e["trial"] for e in entries(log, "ended")}
-        return bool(running and entries(log, "ended")) and len(entries(log, "step")) >= steps
+        ended = {entry["trial"] for entry in entries(log, "ended")}
+        scored = {entry["trial"]: entry["step"] for entry in entries(log, "scored")}
+        newest = {entry["trial"]: entry["step"] for entry in entries(log, "step")}
+        return len(ended) >= AT_ONCE and any(
+            newest[trial] >= step + further for trial, step in scored.items() if trial not in ended
+        )
 
     return reached
 
 
-def run_to_midway(case: Case, rng: random.Random) -> Driver:
-    """Start the sweep and wait until it is in its middle."""
-    driver = case.start()
+def run_to_midway(case: Case, rng: random.Random, driver: Driver | None = None) -> Driver:
+    """Start the sweep, unless a driver is at it, and wait until it is in its middle."""
+    driver = driver or case.start()
     case.wait_for(midway(rng), driver)
     return driver
 
@@ -93,9 +100,9 @@ def newest_running(case: Case) -> Entry:
     return next(entry for entry in reversed(entries(log, "step")) if entry["trial"] not in ended)
 
 
-def kill_midway(case: Case, rng: random.Random) -> Struck:
-    """Kill the driver in the middle of the sweep."""
-    driver = run_to_midway(case, rng)
+def kill_midway(case: Case, rng: random.Random, driver: Driver | None = None) -> Struck:
+    """Kill the driver in the middle of the sweep, and wait for the end of its workers."""
+    driver = run_to_midway(case, rng, driver)
     struck = Struck(time.time(), driver)
     driver.send(signal.SIGKILL)
     driver.end()
@@ -335,15 +342,22 @@ def folder_gone(case: Case, rng: random.Random) -> Struck:
 def flipped_bytes(case: Case, rng: random.Random) -> Struck:
     """In the weights of the newest checkpoint of a trial that has not ended; the driver was killed before."""
     struck = kill_midway(case, rng)
+    trial, checkpoint = flip_newest_weights(case, rng)
+    struck.notes.append(f"in {checkpoint} of {trial}")
+    return struck
+
+
+def flip_newest_weights(case: Case, rng: random.Random) -> tuple[str, str]:
+    """Flip bytes of the newest weights of a trial that has not ended; which trial and checkpoint it is."""
     ended = {entry["trial"] for entry in entries(case.log(), "ended")}
-    weights = [file for file in case.run_dir.rglob("*.safetensors") if _trial_of(file) not in {None, *ended}]
-    newest = max((file for file in weights if "training_state" not in file.name), key=lambda file: file.stat().st_mtime)
+    found = [(file.stat().st_mtime_ns, file, _trial_of(file)) for file in case.run_dir.rglob("*.safetensors")]
+    trained = [(time, file, trial) for time, file, trial in found if trial and file.name != STATE_FILE]
+    _, newest, trial = max(entry for entry in trained if entry[2] not in ended)
     content = bytearray(newest.read_bytes())
-    for place in rng.sample(range(len(content) // 2, len(content)), 16):
+    for place in rng.sample(range(len(content) // 2, len(content)), NUM_FLIPPED):
         content[place] ^= 0xFF
     newest.write_bytes(content)
-    struck.notes.append(f"in {_checkpoint_of(newest)}")
-    return struck
+    return trial, _checkpoint_of(newest)
 
 
 def _trial_of(file: Path) -> str | None:
@@ -367,20 +381,27 @@ def _checkpoint_of(file: Path) -> str:
 def truncated_record(case: Case, rng: random.Random) -> Struck:
     """`trial.json` of a trial that had ended; Tune's counterpart is its newest experiment state."""
     struck = kill_midway(case, rng)
+    cut_record(case, rng)
+    return struck
+
+
+def cut_record(case: Case, rng: random.Random) -> None:
+    """Cut the file short in which the product keeps a trial that had ended."""
     ended = rng.choice(sorted({entry["trial"] for entry in entries(case.log(), "ended")}))
     if case.side == "dreamsweep":
         file = case.run_dir / "trials" / ended / "trial.json"
     else:
         file = max(case.run_dir.glob("experiment_state-*.json"), key=lambda path: path.name)
     os.truncate(file, file.stat().st_size // 2)
-    return struck
 
 
 @fault("pictures-deleted", "pictures of a scored point deleted")
 def pictures_deleted(case: Case, rng: random.Random) -> Struck:
     """All pictures of one scoring point of a trial that had ended."""
     struck = kill_midway(case, rng)
-    folders = sorted(folder for folder in case.run_dir.rglob("images*") if folder.is_dir() and "base" not in folder.parts)
+    folders = sorted(
+        folder for folder in case.run_dir.rglob("images*") if folder.is_dir() and "base" not in folder.parts
+    )
     shutil.rmtree(rng.choice(folders))
     return struck
 
@@ -406,7 +427,7 @@ def _a_day_later(text: str) -> str:
     """Every ISO time in a text (in Tune's file names with dashes and an underscore) a day later."""
 
     def later(match: re.Match[str]) -> str:
-        day = datetime.strptime(match["day"], "%Y-%m-%d") + DAY  # noqa: DTZ007 -- only the date is used
+        day = datetime.strptime(match["day"], "%Y-%m-%d") + DAY
         return day.strftime("%Y-%m-%d") + match["rest"]
 
     return re.sub(r"(?P<day>20\d\d-\d\d-\d\d)(?P<rest>[T_ ]\d\d[:-]\d\d[:-]\d\d)", later, text)

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import yaml
 
 from sweeps.asked import listed_trials
 from sweeps.config import SweepConfig, parse_sweep, rare_token
@@ -21,7 +23,7 @@ from sweeps.ledger.identity import trial_id
 from sweeps.results.results import read_results
 from tests.chaos.judge import Champion, Outcome
 from tests.chaos.log import Entry, read_log
-from tests.sweeps.tiny_sweep import sweep_mapping, write_sweep
+from tests.sweeps.tiny_sweep import sweep_mapping
 
 ROOT = Path(__file__).parents[2]
 SIDES = ("dreamsweep", "ray")
@@ -54,8 +56,11 @@ class Stage:
             space["max_train_steps"] = NUM_STEPS
         mapping["evaluation"]["at_steps"] = AT_STEPS
         mapping["search"]["max_concurrent_trials"] = AT_ONCE
-        mapping["champion"] = {"prompt_alignment_margin": 2.0}  # whatever the drawn models score, somebody is the champion
-        self.sweep_file = write_sweep(dir / "sweep.yaml", mapping)
+        mapping["champion"] = {
+            "prompt_alignment_margin": 2.0
+        }  # whatever the drawn models score, somebody is the champion
+        self.sweep_file = dir / "sweep.yaml"
+        self.sweep_file.write_text(yaml.safe_dump(mapping, sort_keys=False))  # trials come in this order on both sides
         self.config: SweepConfig = parse_sweep(mapping)
         self.trials = [{"name": trial_id(t), "config": t.model_dump(mode="json")} for t in listed_trials(self.config)]
         self.prepared = dir / "prepared"
@@ -113,9 +118,9 @@ class Driver:
 
     def __init__(self, command: list[str], words: Path) -> None:
         self._words = words
-        with words.open("wb") as stream:
+        with words.open("wb") as errors, words.with_suffix(".out").open("wb") as output:
             self.process = subprocess.Popen(  # noqa: S603
-                command, cwd=ROOT, env=_environment(), stdout=stream, stderr=subprocess.STDOUT
+                command, cwd=ROOT, env=_environment(), stdout=output, stderr=errors
             )
         self.hung = False
 
@@ -134,11 +139,14 @@ class Driver:
 
     @property
     def last_words(self) -> str:
-        """What it said in the end: the product's own complaint, or the last line."""
+        """What it said on standard error in the end: the product's own complaint, or the last line."""
+        if self.hung:
+            return f"nothing for {PATIENCE_SECONDS} s, then killed"
+        if self.process.returncode == -signal.SIGKILL:
+            return ""
         lines = [line.strip() for line in self._words.read_text(errors="replace").splitlines() if line.strip()]
-        own = [line for line in lines if line.startswith("dreamsweep: ")]
-        said = own or lines
-        return ("hung; " if self.hung else "") + (said[-1 if not own else 0] if said else "")
+        complaints = [line for line in lines if line.startswith("dreamsweep: ")]
+        return (complaints[:1] or lines[-1:] or [""])[0]
 
 
 def _environment() -> dict[str, str]:
@@ -169,7 +177,7 @@ class Case:
 
     def start(self) -> Driver:
         """The command that a user gives, the same every time."""
-        words = self.out / f"words-{len(self.drivers)}.txt"
+        words = self.out / f"words-{len(self.drivers)}.err"
         if self.side == "dreamsweep":
             command = ["tests.chaos.dreamsweep_side", "run", str(self.stage.sweep_file), "--out", str(self.out)]
             command += ["--address", self.address] if self.address else []
@@ -213,11 +221,7 @@ class Case:
         if self.side == "ray":
             file = Path(f"{self.run_dir}.outcome.json")
             return Outcome.of(json.loads(file.read_text())) if file.exists() else Outcome((), None)
-        results = read_results(self.run_dir)
-        finished = tuple(sorted(trial.trial for trial in results.trials if trial.status == "finished"))
-        row = results.champion.row
-        champion = Champion(row.trial, row.step, row.face_similarity, row.prompt_alignment) if row else None
-        return Outcome(tuple(name for name in finished if name != "base"), champion)
+        return outcome_in(self.run_dir)
 
     def clear_away(self) -> None:
         """End what the case has left running, by the pids that its own drivers and trials have."""
@@ -234,6 +238,15 @@ class Case:
                 os.kill(pid, signal.SIGKILL)
 
 
+def outcome_in(run_dir: Path) -> Outcome:
+    """What dreamsweep's run folder says."""
+    results = read_results(run_dir)
+    finished = (trial.trial for trial in results.trials if trial.status == "finished" and not trial.is_base)
+    row = results.champion.row
+    champion = Champion(row.trial, row.step, row.face_similarity, row.prompt_alignment) if row else None
+    return Outcome(tuple(sorted(finished)), champion)
+
+
 def _is_trial(pid: int) -> bool:
     """Is it still there, and still a worker of Ray's and not somebody else who got its number?"""
     try:
@@ -245,8 +258,3 @@ def _is_trial(pid: int) -> bool:
 def entries(log: list[Entry], event: str) -> list[Entry]:
     """The lines of one kind."""
     return [entry for entry in log if entry["event"] == event]
-
-
-def as_text(value: Any) -> str:
-    """For messages."""
-    return json.dumps(value, indent=1)
