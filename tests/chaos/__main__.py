@@ -45,6 +45,7 @@ def run_case(stage: Stage, name: str, side: Side, seed: int, undisturbed: Outcom
             for _ in range(struck.reruns):
                 case.start().end()
         seconds = (struck.ended or time.time()) - struck.time
+        said = struck.first.last_words if struck.first.process.returncode else ""
         outcome = case.outcome()
         verdict = judge(case.log(), outcome, undisturbed or outcome)
     except CannotBeMade as reason:
@@ -56,7 +57,7 @@ def run_case(stage: Stage, name: str, side: Side, seed: int, undisturbed: Outcom
         "outcome": outcome.as_dict(),
         "seconds": round(seconds, 1),
         "exit_codes": [driver.process.returncode for driver in case.drivers],
-        "said": struck.first.last_words if struck.first.process.returncode else "",
+        "said": said,
         "notes": struck.notes,
     }
 

@@ -103,10 +103,19 @@ def newest_running(case: Case) -> Entry:
 def kill_midway(case: Case, rng: random.Random, driver: Driver | None = None) -> Struck:
     """Kill the driver in the middle of the sweep, and wait for the end of its workers."""
     driver = run_to_midway(case, rng, driver)
-    struck = Struck(time.time(), driver)
     driver.send(signal.SIGKILL)
     driver.end()
     _wait_for_the_dead(case)
+    return Struck(time.time(), driver)
+
+
+def killed_before(case: Case, rng: random.Random) -> Struck:
+    """A sweep whose driver was killed; one is killed for all cases that damage it afterwards, each has a copy."""
+    driver = case.take_up_killed()
+    if driver is not None:
+        return Struck(time.time(), driver)
+    struck = kill_midway(case, rng)
+    case.keep_as_killed()
     return struck
 
 
@@ -341,7 +350,7 @@ def folder_gone(case: Case, rng: random.Random) -> Struck:
 @fault("flipped-bytes", "checkpoint with flipped bytes")
 def flipped_bytes(case: Case, rng: random.Random) -> Struck:
     """In the weights of the newest checkpoint of a trial that has not ended; the driver was killed before."""
-    struck = kill_midway(case, rng)
+    struck = killed_before(case, rng)
     trial, checkpoint = flip_newest_weights(case, rng)
     struck.notes.append(f"in {checkpoint} of {trial}")
     return struck
@@ -380,7 +389,7 @@ def _checkpoint_of(file: Path) -> str:
 @fault("truncated-record", "record of a finished trial cut short")
 def truncated_record(case: Case, rng: random.Random) -> Struck:
     """`trial.json` of a trial that had ended; Tune's counterpart is its newest experiment state."""
-    struck = kill_midway(case, rng)
+    struck = killed_before(case, rng)
     cut_record(case, rng)
     return struck
 
@@ -398,7 +407,7 @@ def cut_record(case: Case, rng: random.Random) -> None:
 @fault("pictures-deleted", "pictures of a scored point deleted")
 def pictures_deleted(case: Case, rng: random.Random) -> Struck:
     """All pictures of one scoring point of a trial that had ended."""
-    struck = kill_midway(case, rng)
+    struck = killed_before(case, rng)
     folders = sorted(
         folder for folder in case.run_dir.rglob("images*") if folder.is_dir() and "base" not in folder.parts
     )
@@ -409,7 +418,7 @@ def pictures_deleted(case: Case, rng: random.Random) -> Struck:
 @fault("clock-back", "clock set back by a day")
 def clock_back(case: Case, rng: random.Random) -> Struck:
     """What was written before lies a day ahead of the second driver: every file's time, and every time in the files."""
-    struck = kill_midway(case, rng)
+    struck = killed_before(case, rng)
     for path in [case.run_dir, *case.run_dir.rglob("*")]:
         if path.is_symlink():
             continue

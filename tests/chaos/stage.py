@@ -64,6 +64,8 @@ class Stage:
         self.config: SweepConfig = parse_sweep(mapping)
         self.trials = [{"name": trial_id(t), "config": t.model_dump(mode="json")} for t in listed_trials(self.config)]
         self.prepared = dir / "prepared"
+        self.killed: dict[str, tuple[Path, Driver]] = {}
+        """Side -> a copy of a sweep whose driver was killed in its middle, and that driver."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -165,9 +167,8 @@ class Case:
     """
 
     def __init__(self, stage: Stage, name: str, side: Side) -> None:
-        self.stage, self.side = stage, side
-        self.out = stage.dir / "cases" / f"{name}-{side}"
-        shutil.rmtree(self.out, ignore_errors=True)
+        self.stage, self.name, self.side = stage, name, side
+        self.out = stage.dir / "cases" / side  # the same for every case: Tune writes down where it was
         self.out.mkdir(parents=True)
         self.run_dir = self.out / "tiny"
         self.address: str | None = None
@@ -200,6 +201,22 @@ class Case:
         file.write_text(json.dumps(plan))
         return file
 
+    def keep_as_killed(self) -> None:
+        """Keep a copy of everything, for the cases that begin with the same killed driver."""
+        copy = self.stage.dir / f"killed-{self.side}"
+        shutil.copytree(self.out, copy, symlinks=True)
+        self.stage.killed[self.side] = copy, self.drivers[-1]
+
+    def take_up_killed(self) -> Driver | None:
+        """Begin with the copy of the sweep whose driver was killed, if there is one; that driver."""
+        if self.side not in self.stage.killed:
+            return None
+        copy, driver = self.stage.killed[self.side]
+        shutil.rmtree(self.out)
+        shutil.copytree(copy, self.out, symlinks=True)
+        self.drivers.append(driver)
+        return driver
+
     def log(self) -> list[Entry]:
         """Everything that the judge knows."""
         return read_log(self.run_dir)
@@ -213,7 +230,7 @@ class Case:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not happened(self.log()):
             if all(driver.process.poll() is not None for driver in drivers) or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.out.name}: no fault was made: {drivers[-1].last_words}")
+                raise RuntimeError(f"{self.name}: no fault was made: {drivers[-1].last_words}")
             time.sleep(POLL_SECONDS)
 
     def outcome(self) -> Outcome:
@@ -224,7 +241,7 @@ class Case:
         return outcome_in(self.run_dir)
 
     def clear_away(self) -> None:
-        """End what the case has left running, by the pids that its own drivers and trials have."""
+        """End what the case has left running, by the pids of its own drivers and trials; keep its files aside."""
         for driver in self.drivers:
             if driver.process.poll() is None:
                 driver.process.kill()
@@ -236,6 +253,7 @@ class Case:
         for pid in alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.out.rename(self.out.with_name(f"{self.name}-{self.side}"))
 
 
 def outcome_in(run_dir: Path) -> Outcome:

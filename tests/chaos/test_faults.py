@@ -41,12 +41,13 @@ def test_a_sweep_that_four_faults_strike_ends_as_if_none_had(tmp_path: Path) -> 
         damaged, _ = flip_newest_weights(case, rng)
         second = case.start()
         assert second.end() == 0, second.last_words
+        log, outcome = case.log(), case.outcome()
     finally:
         case.clear_away()
 
-    verdict = judge(case.log(), case.outcome(), undisturbed(stage, tmp_path / "calm"))
+    verdict = judge(log, outcome, undisturbed(stage, tmp_path / "calm"))
     assert (verdict.lost, verdict.unfinished, verdict.champion_changed) == (0, 0, False)
-    beyond = {entry["trial"] for entry, last_scored in steps_repeated(case.log()) if entry["step"] <= last_scored}
+    beyond = {entry["trial"] for entry, last_scored in steps_repeated(log) if entry["step"] <= last_scored}
     assert beyond <= {damaged}
     assert verdict.repeated_beyond <= AT_STEPS[-2]
 
