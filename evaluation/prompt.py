@@ -154,7 +154,7 @@ def _load_clip(config: ClipConfig, device: str) -> ClipScorer:
     model.eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(config.model)
     return ClipScorer(
-        _clip_name(config), model, preprocess, tokenizer, torch.device(device), _reader_of(tokenizer, config)
+        clip_name(config), model, preprocess, tokenizer, torch.device(device), _reader_of(tokenizer, config)
     )
 
 
@@ -168,7 +168,7 @@ def _reader_of(tokenizer: Any, config: ClipConfig) -> TextReader:
     return TextReader(f"the CLIP model {config.model}", limit, reads_whole)
 
 
-def _clip_name(config: ClipConfig) -> str:
+def clip_name(config: ClipConfig) -> str:
     """`ViT-B-32:laion2b_s34b_b79k`; weights on disk are told by their content, not by this machine's folders."""
     if config.model.startswith(LOCAL_DIR):
         folder = Path(config.model.removeprefix(LOCAL_DIR))

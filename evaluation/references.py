@@ -5,6 +5,7 @@ Needs no torch: whoever has an encoder can embed, and whoever has the file can c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from evaluation.face import Embedding, FaceEncoder, mean_embedding
 from evaluation.scores import ReferencePhotos
@@ -88,24 +89,39 @@ class References:
             "without_face": self.without_face,
             "several_faces": self.several_faces,
         }
+        text = json.dumps(about)
+        metadata = {"references": text, "digest": _digest(text, self.embeddings)}
         with whole_file(Path(path)) as part:
-            save_file({"embeddings": self.embeddings}, part, metadata={"references": json.dumps(about)})
+            save_file({"embeddings": self.embeddings}, part, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> References:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the file is missing or is not such a file.
+            UserError: the file is missing, is not such a file, or not as it was written (which one of 0.1.0, without a
+                digest, cannot tell).
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {})["references"])
-            embeddings = load_file(path)["embeddings"]
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: not a file of reference faces ({error})") from error
-        encoder = about.pop("face_encoder")
-        return cls(face_encoder=encoder, embeddings=embeddings, **{key: tuple(names) for key, names in about.items()})
+                metadata = file.metadata() or {}
+                embeddings = file.get_tensor("embeddings")
+            text = metadata["references"]
+            if not metadata.keys() <= {"references", "digest"} or metadata.get(
+                "digest", _digest(text, embeddings)
+            ) != _digest(text, embeddings):
+                raise ValueError("changed since it was written")
+            about = json.loads(text)
+            encoder = about.pop("face_encoder")
+            return cls(encoder, embeddings, **{key: tuple(names) for key, names in about.items()})
+        except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not a whole file of reference faces ({error}); the run command makes it anew from the photos"
+            ) from error
+
+
+def _digest(about: str, embeddings: np.ndarray) -> str:
+    return hashlib.sha256(about.encode() + np.ascontiguousarray(embeddings).tobytes()).hexdigest()
 
 
 def disagreeing(embeddings: Float[np.ndarray, "n d"]) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def reference_labels(references: Sequence[Path]) -> list[str]:
     stems = Counter(path.stem.casefold() for path in references)
     labels: list[str] = []
     for path in references:
-        label = path.name if stems[path.stem.casefold()] == 1 else f"{path.parent.name} {path.name}"
+        label = path.name if stems[path.stem.casefold()] == 1 else f"{path.parent.name} {path.name}".strip()
         taken = {Path(other).stem.casefold() for other in labels}
         numbers = (f"{Path(label).stem} {number}{path.suffix}" for number in itertools.count(2))
         labels.append(

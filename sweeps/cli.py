@@ -49,7 +49,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 MENDED_BY_THE_USER = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    }
 )
 """A disk that is full, a folder that is not there or may not be written."""
 
@@ -290,6 +301,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         else [f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}"]
     )
     caveats = [*champion.caveats, *([earlier_text(len(results.earlier))] if results.earlier else [])]
+    caveats += [results.weights] if results.weights else []
     for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in caveats)]:
         console.print(line, markup=False, highlight=False)
 

@@ -80,16 +80,16 @@ class ResourcesConfig(_Section):
 
     cpus_per_trial: float = Field(default=1, gt=0)
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """A whole number, or a part of one GPU. Default: 1 where the cluster has a GPU, else 0."""
+    """1, or a part of one GPU, or 0. Default: 1 where the cluster has a GPU or will start machines with one, else 0."""
 
     autoscaling: bool = False
     """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _whole_or_part(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and value != int(value):
-            raise ValueError(f"must be a whole number of GPUs or a part of one, got {value}")
+    def _one_or_part(cls, value: float | None) -> float | None:
+        if value is not None and value > 1:
+            raise ValueError(f"a trial uses one GPU, or a part of one: must be 1 or less, got {value:g}")
         return value
 
 
@@ -219,22 +219,24 @@ def trigger_words(subject: SubjectConfig) -> str:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(path: Path | str, overrides: Sequence[str] = (), source: str | None = None) -> SweepConfig:
     """Read a sweep file.
 
     Args:
         path: the YAML file; relative paths in it are relative to its folder.
         overrides: `a.b=value` each, the value in YAML, applied before validation.
+        source: names the file in messages; default: its name without its folder.
 
     Raises:
         UserError: one line with place, law and value.
     """
     path = Path(path)
-    raw = _read_yaml(path)
+    source = source or path.name
+    raw = _read_yaml(path, source)
     for override in overrides:
         _apply_override(raw, override)
     raw.pop("versions", None)  # what wrote a run's sweep.yaml; not a setting
-    return parse_sweep(raw, path.name, path.resolve().parent)
+    return parse_sweep(raw, source, path.resolve().parent)
 
 
 def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml", folder: Path | None = None) -> SweepConfig:
@@ -293,6 +295,10 @@ class _StrictLoader(yaml.SafeLoader):
         if self.depth > MAX_YAML_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_YAML_DEPTH} levels", problem_mark=mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            problem = f"the tag {event.tag.removeprefix('tag:yaml.org,2002:')} is not read; write the plain value"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -342,7 +348,7 @@ def _load_yaml(text: str, place: str) -> Any:
         raise UserError(f"{place}: must be YAML: {str(error).splitlines()[0]}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, source: str) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -352,9 +358,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    raw = _load_yaml(text, path.name)
+    raw = _load_yaml(text, source)
     if not isinstance(raw, dict):
-        raise UserError(f"{path.name}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
+        raise UserError(f"{source}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
     return raw
 
 

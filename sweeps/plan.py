@@ -6,16 +6,12 @@ It needs neither Ray nor Optuna nor a GPU, and not torch either for as long as n
 from __future__ import annotations
 
 import errno
-import json
-import math
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from evaluation.checks import check_clip, check_render
 from evaluation.face_encoders import check_face_encoder
@@ -25,11 +21,12 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
-from training.base_model import check_base_model
+from training.base_model import check_base_model, look_at
 from training.config import LoraConfig, MethodConfig
 from training.errors import UserError
 from training.photos import check_photos
 from training.pictures import find_photos
+from training.weights import count
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG of a photograph."""
@@ -172,64 +169,27 @@ def checkpoint_bytes(trial: MethodConfig, sizes: BaseSizes) -> int:
 
 
 def base_sizes(base_model: str) -> BaseSizes:
-    """Sizes of a local base model, read from the headers of its files; of any other, Stable Diffusion 1.5's."""
-    path = Path(base_model)
-    if path.is_dir():
-        unet = _shapes(_weight_files(path / "unet"))
-        text_encoder = _shapes(_weight_files(path / "text_encoder"))
-        native_size = _native_size(path)
-    elif path.is_file():
-        shapes = _shapes([path])
-        unet = {name: shape for name, shape in shapes.items() if name.startswith("model.diffusion_model.")}
-        text_encoder = {name: shape for name, shape in shapes.items() if name.startswith("cond_stage_model.")}
-        native_size = STABLE_DIFFUSION_15.native_size
-    else:
+    """Sizes of a local base model, read from the headers of its files; of any other, Stable Diffusion 1.5's.
+
+    Raises:
+        UserError: it is local and no usable base model.
+    """
+    look = look_at(base_model) if Path(base_model).exists() else None
+    if look is None:
         return STABLE_DIFFUSION_15
-    if not unet:
-        return STABLE_DIFFUSION_15
+    unet, text_encoder, configs = look.unet.shapes, look.text_encoder.shapes, look.configs
     return BaseSizes(
-        unet=_count(unet.values()),
-        text_encoder=_count(text_encoder.values()),
+        unet=count(unet.values()),
+        text_encoder=count(text_encoder.values()),
         unet_per_rank=_per_rank(unet, ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")),
         text_encoder_per_rank=_per_rank(
             text_encoder, ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
         ),
-        native_size=native_size,
+        native_size=configs.unet.sample_size * 2 ** (len(configs.vae.block_out_channels) - 1),
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The plain variant where a folder holds several (`fp16`, `non_ema`)."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if file.name.count(".") == 1] or files[:1]
-
-
-def _native_size(folder: Path) -> int:
-    try:
-        unet = json.loads((folder / "unet" / "config.json").read_text())
-        vae = json.loads((folder / "vae" / "config.json").read_text())
-        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
-        return STABLE_DIFFUSION_15.native_size  # an estimate only: loading says what is wrong
-
-
-def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Tensor name -> shape, from the headers of safetensors files."""
-    shapes: dict[str, list[int]] = {}
-    for path in files:
-        try:
-            with safe_open(str(path), framework="numpy") as stored:
-                shapes |= {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 -- no dict
-        except (OSError, SafetensorError):
-            raise UserError(f"base_model: {path} is not a whole safetensors file") from None
-    return shapes
-
-
-def _count(shapes: Iterable[list[int]]) -> int:
-    return sum(map(math.prod, shapes))
-
-
-def _per_rank(shapes: dict[str, list[int]], endings: tuple[str, ...]) -> int:
+def _per_rank(shapes: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:
     return sum(sum(shape[:2]) for name, shape in shapes.items() if name.endswith(endings))
 
 

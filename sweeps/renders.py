@@ -20,12 +20,14 @@ from evaluation.generate import generation_dtype
 from evaluation.render import Render, contact_sheet, reference_labels, render_references
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.mirror import bring_here
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
 from training.errors import UserError
-from training.files import sha256_of, whole_file, whole_folder, write_json
+from training.files import whole_file, whole_folder, write_json
+from training.pictures import pixel_digest, read_picture
 
 BASE_COLUMN = "base model"
 INDEX = "renders.json"
@@ -41,11 +43,13 @@ class RenderJob:
     """Where the render section has no prompt of its own."""
     best: tuple[Row, ...]
     """Each of the best trials' best checkpoint."""
+    storage: str | None = None
+    """Where a checkpoint is fetched from that is not on this machine."""
 
     @classmethod
     def of(cls, config: SweepConfig, render: RenderConfig, best: Sequence[Row]) -> RenderJob:
         """The sweep's own renders: as many of the best trials as the section says."""
-        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]))
+        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]), config.storage)
 
     @property
     def index(self) -> dict[str, Any]:
@@ -53,7 +57,7 @@ class RenderJob:
         return {
             "trials": [{"trial": row.trial, "step": row.step} for row in self.best],
             "references": [
-                {"file": label, "sha256": sha256_of(path)}
+                {"file": Path(label).stem, "pixels": pixel_digest(read_picture(path))}
                 for path, label in zip(self.render.references, reference_labels(self.render.references), strict=True)
             ],
             **self.render.model_dump(mode="json", exclude={"references", "top"}),
@@ -72,7 +76,7 @@ def due_renders(config: SweepConfig, folder: RunFolder) -> RenderJob | None:
 def _rendered(folder: RunFolder) -> Any:
     try:
         return json.loads((folder.renders_dir / INDEX).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # not there, or neither text nor JSON: rendered anew
         return None
 
 
@@ -97,7 +101,7 @@ def render_run(
         UserError: nothing to render, or no reference.
     """
     folder = RunFolder(run_dir)
-    config = load_sweep(folder.sweep_file)
+    config = load_sweep(folder.sweep_file, source=str(folder.sweep_file))
     render = render_config(config, references, top)
     check_render(render)
     best = read_results(folder.dir).best_of_each_trial()
@@ -140,6 +144,7 @@ def _render(job: RenderJob, row: Row | None, folder: RunFolder) -> list[Render]:
     checkpoint = None
     if row is not None:
         assert row.checkpoint is not None, "only the base model has no checkpoint"
+        bring_here(folder, job.storage, row.checkpoint)
         checkpoint = open_checkpoint(folder.inside(row.checkpoint), job.base_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = load_pipeline(

@@ -38,6 +38,14 @@ class Choices(BaseModel):
         return self
 
 
+def _is_finite(number: int | float) -> bool:
+    """Is it a number that a float can hold? A whole number of 400 digits is not."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 class Range(BaseModel):
     """A number between `low` and `high`, both included; on a logarithmic scale, or in steps."""
 
@@ -49,7 +57,7 @@ class Range(BaseModel):
 
     @model_validator(mode="after")
     def _laws(self) -> Range:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+        if not (_is_finite(self.low) and _is_finite(self.high) and self.low <= self.high):
             raise ValueError(f"low <= high must hold for finite numbers, got low {self.low} and high {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low > 0 must hold on a log scale, got {self.low}")

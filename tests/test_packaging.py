@@ -21,6 +21,7 @@ BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
 
 PACKAGES = ("sweeps", "evaluation", "training")
 OTHER_NAMES = {
+    "grpc": "grpcio",
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "dlib": "dlib-bin",

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig
 from training.errors import UserError
-from training.files import sha256_of, whole_folder
-from training.layout import MANIFEST_FILE, STATE_FILE
+from training.files import whole_folder
+from training.layout import STATE_FILE
+from training.manifest import verify_training_state, verify_weights, write_manifest
 from training.methods import LoraTensors, TrainedModules, pipeline_with_weights, save_weights
 from training.stable_diffusion import base_pipeline, choose_device
 
@@ -72,7 +73,7 @@ def save_checkpoint(
         record = {"method": config.method, "step": step, "base_model": base_model, "config": config.model_dump()}
         (part / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
         _save_tree(training_state, part / STATE_FILE)
-        (part / MANIFEST_FILE).write_text(json.dumps(_list_files(part), indent=2) + "\n")
+        write_manifest(part)
     for older, older_step in _checkpoint_folders(out_dir):
         if older_step < step:
             (older / STATE_FILE).unlink(missing_ok=True)
@@ -91,15 +92,14 @@ def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkp
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        _verify(folder, {name: entry for name, entry in manifest.items() if name != STATE_FILE})
-        record = json.loads((folder / "checkpoint.json").read_text())
+        verify_weights(folder)
+        record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         config = TypeAdapter(MethodConfig).validate_python(record["config"])
         return Checkpoint(folder, record["method"], int(record["step"]), base_model or record["base_model"], config)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint: {folder} is not whole: {error}") from error
     except ValidationError as error:
         raise UserError(f"checkpoint: {folder} has a config of another version: {error.errors()[0]['msg']}") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint: {folder} is not whole: {error}") from error
 
 
 def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Checkpoint | None:
@@ -159,26 +159,11 @@ def _checkpoint_folders(out_dir: Path) -> list[tuple[Path, int]]:
     return [(folder, int(match["step"])) for folder, match in matches if match]
 
 
-def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files
-    }
-
-
 def _verify_training_state(checkpoint: Checkpoint) -> None:
     try:
-        manifest = json.loads((checkpoint.dir / MANIFEST_FILE).read_text())
-        _verify(checkpoint.dir, {STATE_FILE: manifest[STATE_FILE]})
-    except (OSError, KeyError) as error:
+        verify_training_state(checkpoint.dir)
+    except OSError as error:
         raise UserError(f"checkpoint: training cannot go on from {checkpoint.dir}: {error}") from error
-
-
-def _verify(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, entry in manifest.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != entry["size"] or sha256_of(file) != entry["sha256"]:
-            raise OSError(f"{name} is missing or not as it was written")
 
 
 def _save_tree(tree: Mapping[str, Any], file: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from training.errors import UserError
 from training.files import whole_file, write_json
+from training.pictures import read_picture
 from training.stable_diffusion import base_model_fingerprint, base_pipeline
 
 _NUM_STEPS = 25  # of DPM-Solver++: as good as 50 steps of the base model's own scheduler at half the price
@@ -33,7 +35,7 @@ def make_class_images(
     """
     _keep_only_pictures_of(folder, {"class_prompt": class_prompt, "base_model": base_model_fingerprint(base_model)})
     files = [folder / f"{number:05d}.png" for number in range(num_images)]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    missing = [number for number, file in enumerate(files) if not _is_whole(file)]
     if missing:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         pipeline = base_pipeline(base_model, device, dtype, share_frozen=True)
@@ -53,10 +55,22 @@ def make_class_images(
     return files
 
 
+def _is_whole(file: Path) -> bool:
+    """Is the picture there to be read? One that is not is drawn again, to the same pixels."""
+    try:
+        read_picture(file)
+    except UserError:
+        return False
+    return True
+
+
 def _keep_only_pictures_of(folder: Path, origin: dict[str, str]) -> None:
     record = folder / "class_images.json"
-    if record.is_file() and json.loads(record.read_text()) == origin:
-        return
+    try:
+        if json.loads(record.read_text(encoding="utf-8")) == origin:
+            return
+    except (FileNotFoundError, ValueError):  # none, or neither text nor JSON: their origin is not known
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_json(record, origin)

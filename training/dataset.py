@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
 from training.names import name_text
-from training.photos import check_photos, crop_square, num_repeats, read_caption
+from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
 
@@ -97,7 +97,7 @@ def prepare_photos(
     if subject.crop == "center":
         find_faces = None
     key = _photos_key(subject, with_faces=find_faces is not None)
-    if _read_record(out_dir).get("key") == key and all(file.is_file() for file in _prepared_files(out_dir)):
+    if prepared_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
         return
     photos = check_photos(subject)
     (out_dir / "dataset.json").unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def prepare_photos(
             }
         )
     record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
-    write_json(out_dir / "dataset.json", record)
+    write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
 
 
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
@@ -197,24 +197,29 @@ def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
     file = out_dir / "latents.safetensors"
     if not file.is_file():
         raise UserError(f"dataset: no latents in {out_dir}; encode_dataset makes them")
-    with safe_open(str(file), framework="pt") as stored:
-        encoded_with = stored.metadata()["base_model"]
-    latents = _load_latents(file)
+    named, about = _read_latents(file)
+    latents = Latents(named["mean"], named["std"])
     if len(latents.mean) != len(record["photos"]):
         raise UserError(f"dataset: {file} belongs to other photos than dataset.json; encode_dataset makes it anew")
-    class_file = out_dir / "class_latents.safetensors"
     subject = record["subject"]
     return Dataset(
         dir=out_dir,
-        base_model=base_model or encoded_with,
+        base_model=base_model or about["base_model"],
         instance_prompt=subject["instance_prompt"],
         class_prompt=subject["class_prompt"],
         prompts=tuple(photo["caption"] or subject["instance_prompt"] for photo in record["photos"]),
         repeats=tuple(photo["repeats"] for photo in record["photos"]),
         latents=latents,
-        flipped_latents=_load_latents(file, "flipped_") if subject["random_flip"] else None,
-        class_latents=_load_latents(class_file) if class_file.is_file() else None,
+        flipped_latents=Latents(named["flipped_mean"], named["flipped_std"]) if subject["random_flip"] else None,
+        class_latents=_class_latents(out_dir / "class_latents.safetensors"),
     )
+
+
+def _class_latents(file: Path) -> Latents | None:
+    if not file.is_file():
+        return None
+    named, _ = _read_latents(file)
+    return Latents(named["mean"], named["std"])
 
 
 def encode_image(vae: AutoencoderKL, image: Image.Image) -> tuple[Tensor, Tensor]:
@@ -233,19 +238,42 @@ def _encode(images: Sequence[Image.Image], base_model: str, device: torch.device
 
 
 def _save_latents(file: Path, named: dict[str, Tensor], key: str, base_model: str) -> None:
-    write_whole(file, save(named, metadata={"key": key, "base_model": base_model}))
+    metadata = {"key": key, "base_model": base_model, "digest": _digest(named)}
+    write_whole(file, save(named, metadata=metadata))
 
 
-def _load_latents(file: Path, prefix: str = "") -> Latents:
-    with safe_open(str(file), framework="pt") as stored:
-        return Latents(stored.get_tensor(f"{prefix}mean"), stored.get_tensor(f"{prefix}std"))
+def _read_latents(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and what is said of them.
+
+    Raises:
+        UserError: the file is not there, or not as it was written (which one of 0.1.0, without a digest, cannot tell).
+    """
+    try:
+        with safe_open(str(file), framework="pt") as stored:
+            about = stored.metadata() or {}
+            named = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"dataset: {file} is not whole ({error}); encode_dataset makes it anew, as the run command does"
+        ) from None
+    required = {"key", "base_model"}
+    if not required <= about.keys() <= {*required, "digest"} or about.get("digest", _digest(named)) != _digest(named):
+        raise UserError(
+            f"dataset: {file} is not as it was written; encode_dataset makes it anew, as the run command does"
+        )
+    return named, about
 
 
 def _latents_key(file: Path) -> str | None:
-    if not file.is_file():
+    """What whole latents were made of and with; None where there are none, which are then made."""
+    try:
+        return _read_latents(file)[1]["key"]
+    except UserError:
         return None
-    with safe_open(str(file), framework="pt") as stored:
-        return str(stored.metadata()["key"])
+
+
+def _digest(named: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save(dict(sorted(named.items())))).hexdigest()
 
 
 def _photos_key(subject: SubjectConfig, *, with_faces: bool) -> str:
@@ -261,21 +289,22 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_record(out_dir: Path) -> dict[str, Any]:
-    file = out_dir / "dataset.json"
-    record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return record
-
-
 def _need_record(out_dir: Path) -> dict[str, Any]:
-    record = _read_record(out_dir)
+    record = prepared_record(out_dir)
     if not record:
-        raise UserError(f"dataset: {out_dir} holds no prepared photos (no dataset.json); prepare_photos makes it")
+        raise UserError(f"dataset: {out_dir} holds no prepared photos (no whole dataset.json); prepare_photos makes it")
     return record
 
 
-def _prepared_files(out_dir: Path) -> list[Path]:
-    return [out_dir / photo["file"] for photo in _read_record(out_dir)["photos"]]
+def _prepared_photos_are_whole(out_dir: Path) -> bool:
+    """Are the prepared photos there, with the pixels that they had when they were made?"""
+    try:
+        return all(
+            pixel_digest(read_picture(out_dir / photo["file"])) == photo["pixels"]
+            for photo in prepared_record(out_dir)["photos"]
+        )
+    except UserError:  # one is missing or broken
+        return False
 
 
 def _need_class_prompt(record: dict[str, Any]) -> str:

@@ -24,7 +24,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        _set_mode(part, mode)
         _sync(part)
         part.replace(path)
         _sync(path.parent)  # the rename itself must survive a power cut
@@ -48,9 +51,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of `path` only when the block ends without an error."""
     part = _part_of(path)
     part.mkdir(parents=True)
+    mode = part.stat().st_mode & 0o666
     try:
         yield part
         for file in part.rglob("*"):
+            if file.is_file():
+                _set_mode(file, mode)
             _sync(file)
         _sync(part)
         _replace_folder(part, path)
@@ -87,6 +93,12 @@ def _replace_folder(part: Path, path: Path) -> None:
     else:
         part.rename(path)
     _sync(path.parent)
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Readable by whom the umask and the folder say: some libraries (safetensors) write files for their user alone."""
+    if (file.stat().st_mode ^ mode) & 0o666:
+        file.chmod(mode & 0o777)
 
 
 def _sync(path: Path) -> None:

@@ -21,9 +21,20 @@ def relative_to(folder: Path) -> dict[str, Any]:
 
 
 def resolve(path: str | Path, info: ValidationInfo) -> Path:
-    """`path` made absolute, `~` included; as it is where validation has no folder to take it from."""
+    """`path` made absolute, `~` included; as it is where validation has no folder to take it from.
+
+    Raises:
+        ValueError: no file system can hold such a path: a name too long, a NUL, the home of nobody.
+    """
     folder = (info.context or {}).get("folder")
-    return Path(path) if folder is None else (folder / Path(path).expanduser()).resolve()
+    if folder is None:
+        return Path(path)
+    try:
+        resolved: Path = (folder / Path(path).expanduser()).resolve()
+        resolved.exists()  # the system's own opinion
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"must be a path, got {str(path)[:60]!r}: {str(error).partition(': ')[0]}") from None
+    return resolved
 
 
 def _resolve_path(path: Path, info: ValidationInfo) -> Path:

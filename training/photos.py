@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,14 +101,31 @@ def _usable_photos(subject: SubjectConfig) -> list[Path]:
     return photos
 
 
+def prepared_record(dataset_dir: Path) -> dict[str, Any]:
+    """What `dataset.prepare_photos` wrote down; empty where there is none or not a whole one, which is made again."""
+    try:
+        record = json.loads((dataset_dir / "dataset.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # ValueError: neither text nor JSON
+        return {}
+    required = {"key", "subject", "photos"}
+    if not isinstance(record, dict) or not required <= record.keys() <= {*required, "digest"}:
+        return {}
+    digest = record.pop("digest", None)  # 0.1.0 wrote none
+    return record if digest in (None, record_digest(record)) else {}
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Hex sha256 by which a changed record is known."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def crop_remarks(dataset_dir: Path) -> list[str]:
     """Of which prepared photos the square was not cut around the only face; nothing where none was looked for.
 
     Args:
         dataset_dir: a folder that `dataset.prepare_photos` filled, today's or an earlier release's; or none yet.
     """
-    file = dataset_dir / "dataset.json"
-    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    record = prepared_record(dataset_dir)
     if not record or record["subject"]["crop"] != "face":
         return []
     earlier = {photo["source"]: 0 if photo["face"] is None else 1 for photo in record["photos"]}  # 0.1.0 didn't count

@@ -5,26 +5,36 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, ModelMixin, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from training.base_model import check_base_model
+from training.architecture import TextEncoderConfig
+from training.base_model import BaseModelLook, check_base_model, check_prediction_type, config_folder, look_at
 from training.errors import UserError
 from training.files import sha256_of
+from training.model_kinds import INDEX_FILE
+from training.vocabulary import SPECIAL_TOKENS, Vocabulary, check_vocabulary
+from training.weights import Weights, read_json
 
 # Bars for files that load in a second would tear the live table of a sweep apart.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 CONFIG_AND_WEIGHT_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError)
+"""What diffusers, transformers and safetensors raise at files that they cannot read."""
 
 Part = Literal["unet", "vae", "text_encoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -40,13 +50,13 @@ def load_base_model(base_model: str) -> StableDiffusionPipeline:
             file's name without suffix, else asked of the hub.
 
     Raises:
-        UserError: there is no such model, it is a pickle, or it is not of Stable Diffusion 1.x's kind.
+        UserError: there is no such model, or it is none that `check_base_model` lets pass.
     """
     if Path(base_model).suffix == ".safetensors":
         pipeline = _load_single_file(Path(base_model))
     else:
         pipeline = _load_folder(base_model, _local_folder(base_model))
-    _check_layout(base_model, pipeline)
+    _check_loaded(base_model, pipeline)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False).eval()
     return pipeline
@@ -186,41 +196,66 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 
 
 def _load_folder(base_model: str, folder: Path) -> StableDiffusionPipeline:
-    _check_model_index(base_model, folder)
+    """Part by part, because each may have a variant (`fp16`, `non_ema`) of its own."""
+    look = _look_at_local(base_model, folder)
+    index = read_json(folder / INDEX_FILE)
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            use_safetensors=True,
+        return StableDiffusionPipeline(
+            vae=_load_model(AutoencoderKL, folder, "vae", look.vae),
+            text_encoder=_load_model(CLIPTextModel, folder, "text_encoder", look.text_encoder),
+            tokenizer=CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True),
+            unet=_load_model(UNet2DConditionModel, folder, "unet", look.unet),
+            scheduler=getattr(diffusers, index["scheduler"][1]).from_pretrained(str(folder), subfolder="scheduler"),
             safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
-            local_files_only=True,
         )
-    except (OSError, ValueError) as error:
-        if any(folder.rglob("*.bin")) and "safetensors" in str(error):
-            raise UserError(
-                f"base_model: {base_model} holds its weights as pickles (.bin); load it once with diffusers where you "
-                "trust it and save it again with save_pretrained(..., safe_serialization=True)"
-            ) from error
+    except LOADING_ERRORS as error:
         raise UserError(f"base_model: {base_model} does not load: {_first_line(error)}") from error
+
+
+def _load_model(model: Any, folder: Path, part: Part, weights: Weights) -> Any:
+    """`model` is a class of diffusers or transformers: both read a folder in one way."""
+    return model.from_pretrained(
+        str(folder),
+        subfolder=part,
+        dtype=torch.float32,
+        variant=weights.variant,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def _look_at_local(base_model: str, folder: Path) -> BaseModelLook:
+    """What came from the hub is looked at when it is here, as a folder is before."""
+    try:
+        look = look_at(str(folder))
+    except UserError as error:
+        if base_model == str(folder):
+            raise
+        raise UserError(f"{error} (downloaded as {base_model})") from error
+    assert look is not None
+    return look
 
 
 def _load_single_file(file: Path) -> StableDiffusionPipeline:
     check_base_model(str(file))
-    config = file.with_suffix("")
+    config = config_folder(file)
     try:
         return StableDiffusionPipeline.from_single_file(
             str(file),
             dtype=torch.float32,
             safety_checker=None,
             requires_safety_checker=False,
-            **({"config": str(config), "local_files_only": True} if config.is_dir() else {}),
+            **({} if config is None else {"config": str(config), "local_files_only": True}),
         )
-    except (OSError, ValueError, KeyError, SingleFileComponentError) as error:
-        place_for_config = f"{config.name}/ beside the file, with the configs and tokenizer of its diffusers pipeline"
+    except (*LOADING_ERRORS, SingleFileComponentError) as error:
+        advice = (
+            f" (without the hub it needs a folder {file.stem}/ beside the file, with the configs and tokenizer of its "
+            "diffusers pipeline)"
+        )
         raise UserError(
-            f"base_model: {file} does not load: {_first_line(error)} (without the hub it needs a folder "
-            f"{place_for_config})"
+            f"base_model: {file} does not load: {_first_line(error)}{advice if config is None else ''}"
         ) from error
 
 
@@ -231,34 +266,46 @@ def _local_folder(base_model: str) -> Path:
     if Path(base_model).is_dir():
         return Path(base_model)
     try:
-        return Path(StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None))
+        return _download(base_model)
     except (OSError, ValueError) as error:
         raise UserError(
             f"base_model: {base_model} is no local folder and could not be had from the hub: {_first_line(error)}"
         ) from error
 
 
-def _check_model_index(base_model: str, folder: Path) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    if "text_encoder_2" in index or "unet" not in index:
-        raise UserError(
-            f"base_model: need a Stable Diffusion 1.x pipeline (one text encoder, one UNet), "
-            f"got {index.get('_class_name')} in {base_model}"
+def _download(base_model: str) -> Path:
+    """The plain weights, or the fp16 ones where a model has no others."""
+    try:
+        return Path(StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None))
+    except (OSError, ValueError) as error:
+        if "necessary `safetensors` weights" not in str(error):  # diffusers' word for: none without a variant
+            raise
+        return Path(
+            StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None, variant="fp16")
         )
 
 
-def _check_layout(base_model: str, pipeline: StableDiffusionPipeline) -> None:
-    channels = pipeline.unet.config.in_channels
-    if channels != pipeline.vae.config.latent_channels:
-        raise UserError(
-            f"base_model: the UNet must take the VAE's {pipeline.vae.config.latent_channels} latent channels, "
-            f"got {channels} in {base_model} (an inpainting or depth model?)"
-        )
-    prediction_type = pipeline.scheduler.config.prediction_type
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"base_model: prediction_type must be epsilon or v_prediction, got {prediction_type} in {base_model}"
-        )
+def _check_loaded(base_model: str, pipeline: StableDiffusionPipeline) -> None:
+    """What the files could not tell, because configs and tokenizer came from the hub, or are read in another way."""
+    tokenizer, text_encoder = pipeline.tokenizer, pipeline.text_encoder
+    eos = text_encoder.config.eos_token_id
+    vocabulary = Vocabulary(
+        ids=tokenizer.get_vocab(),
+        special_tokens={name: getattr(tokenizer, name) for name in SPECIAL_TOKENS},
+        max_length=tokenizer.model_max_length,
+        encode=lambda text: tokenizer(text, add_special_tokens=False).input_ids,
+    )
+    config = TextEncoderConfig(
+        vocab_size=text_encoder.get_input_embeddings().num_embeddings,
+        max_position_embeddings=text_encoder.config.max_position_embeddings,
+        bos_token_id=text_encoder.config.bos_token_id,
+        eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+    )
+    try:
+        check_prediction_type(pipeline.scheduler.config.prediction_type, base_model)
+        check_vocabulary(vocabulary, config, f"the tokenizer of {base_model}")
+    except UserError as error:
+        raise UserError(f"base_model: {error}") from None
 
 
 def _digest_files(root: Path, files: list[Path]) -> str:

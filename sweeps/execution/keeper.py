@@ -69,7 +69,6 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if not record.is_over:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
             self._folder.drop_training_state(record.trial)
-            self._folder.push(self._folder.trial_dir(record.trial))
         self._display.changed(record)
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -18,10 +19,13 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
-from sweeps.execution.cluster import TrialResources, check_cluster, check_shared
+from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
+from sweeps.execution.controls import send_controls
+from sweeps.execution.failures import out_of_tune
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
+from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.session import ending_on_signals, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
@@ -30,6 +34,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
+from sweeps.ledger.privacy import open_to_all
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, full_disk_explained
 from sweeps.renders import due_renders
@@ -66,20 +71,29 @@ def run_sweep(
     for warning in plan.warnings:
         _say(console, f"mind: {warning}")
     folder = open_run(Path(out_dir) / config.name, config.storage)
-    with folder.lock():
+    with folder.lock(say=lambda text: _say(console, text)):
+        if remark := open_to_all(folder.dir):
+            _say(console, f"mind: {remark}")
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
-        folder.pull(folder.trials_dir, without=STATE_FILE)
+        folder.pull(folder.trials_dir, ending="trial.json")
         for mended in mend_ledger(folder):
             _say(console, mended)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
+        if config.storage is None:  # with a storage, weights need not lie here
+            for said in rewind_damaged(folder):
+                _say(console, said)
         if not _is_done(config, folder):
             with full_disk_explained(plan, folder):
                 _run_on_ray(config, folder, address, console)
         _write_sweep(config, folder)
-        folder.push(write_results_csv(folder.dir, read_results(folder.dir).rows))
+        folder.pull(folder.trials_dir, without=("checkpoint-*",))  # for the report, all pictures; of the weights,
+        results = read_results(folder.dir)
+        if (best := results.champion.row) is not None and best.checkpoint is not None:
+            folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
+        folder.push(write_results_csv(folder.dir, results.rows))
     return folder.dir
 
 
@@ -89,7 +103,10 @@ def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
 
 def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
     """Do the models have the names that they had in the last run? If not, their content must be looked at."""
-    last = load_sweep(folder.sweep_file)
+    try:
+        last = load_sweep(folder.sweep_file)
+    except UserError:  # derived, and written anew from the sweep that is asked for
+        return False
     return (last.base_model, last.evaluation.face, last.evaluation.clip) == (
         config.base_model,
         config.evaluation.face,
@@ -104,8 +121,8 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console), ending_on_signals(folder):
-        resources = check_cluster(config.resources, config.search.max_concurrent_trials)
-        check_shared(folder, config.storage)
+        resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
+        check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
         _prepare(config, folder, resources, console)
@@ -120,9 +137,10 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     for remark in prepare_subject(config.subject, config.evaluation.face, folder):
         _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
+    asked = replace(Preparation.of(config, folder, resources.device), render=send_controls(config.render, folder))
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
-        for stage in task.remote(Preparation.of(config, folder, resources.device)):
+        for stage in task.remote(asked):
             _say(console, ray.get(stage))
     except RayTaskError as error:
         raise error.cause from None if isinstance(error.cause, UserError) else error
@@ -135,6 +153,7 @@ def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResourc
     if job is None:
         return
     _say(console, "rendering the best trials")
+    job = replace(job, render=send_controls(job.render, folder) or job.render)
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(
         render_where_trials_run
     )
@@ -154,7 +173,8 @@ def _say(console: Console | None, text: str) -> None:
 def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
     if is_complete(config, folder):
         return
-    board = Board(config.name, config.champion, num_planned(config))
+    num_trials = num_planned(config)
+    board = Board(config.name, config.champion, num_trials)
     known = trials_asked_for(config, folder)
     fill_board(board, folder.base(), known)
     display = Display(board, console, leaderboard_file(config.name))
@@ -163,15 +183,18 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
         config,
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
-        at_once=resources.at_once,
+        at_once=lambda: trials_at_once(
+            config.resources, resources.cpus, resources.gpus, config.search.max_concurrent_trials, num_trials
+        ),
         changed=board.put,
         to_avoid=machines.to_avoid,
         is_over=lambda: machines.none_left,
     )
     scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)  # else workers start up one after another
-    with display.shown():
+    # The searcher says how many run; without this, Tune would let workers start up one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
+    with display.shown(), out_of_tune():
         tune.run(
             SweepTrial,
             name="tune",

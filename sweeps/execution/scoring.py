@@ -73,6 +73,7 @@ def score_base(scoring: Scoring, folder: RunFolder, device: str) -> None:
     start = time.monotonic()
     scored = score_checkpoint(scoring, folder, BASE_TRIAL, None, device)
     seconds = time.monotonic() - start
+    folder.push(folder.trial_dir(BASE_TRIAL))  # before the ledger speaks of it
     folder.write(
         TrialRecord(
             trial=BASE_TRIAL,

@@ -14,11 +14,14 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 
 import evaluation
 import sweeps
 import training
+from sweeps.demo import WHEEL_DATA
+from sweeps.execution.ray_token import check_cluster_answers, open_token_file
 from sweeps.ledger.folder import RunFolder
 from sweeps.wording import failure_text
 from training.errors import UserError
@@ -51,11 +54,33 @@ def _connect(address: str | None, console: Console | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if address and address != "local":
-        context = _init_ray(address=address, runtime_env={"py_modules": our_packages()}, **quiet)
+        check_cluster_answers(address)
+        context = _init_ray(address=address, runtime_env=our_runtime_env(), **quiet)
     else:
         context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    if console is not None and context.dashboard_url:
-        console.print(f"dashboard http://{context.dashboard_url}", highlight=False)
+    if console is None:
+        return
+    with_token = (
+        os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    )  # which Ray sets itself for a machine of its own
+    if context.dashboard_url:
+        asks = " (asks for a token: ray get-auth-token)" if with_token else ""
+        console.print(f"dashboard http://{context.dashboard_url}{asks}", highlight=False)
+    if with_token and (warning := open_token_file(os.environ)):
+        console.print(f"mind: {warning}", highlight=False)
+
+
+def our_runtime_env() -> dict[str, Any]:
+    """What a cluster's workers are sent: our code, and nothing else.
+
+    No environment variables above all: what stands there is shown in clear by Ray's jobs API and in its logs, a hub's
+    token too. The demo's pictures and models, which an installed wheel has beside the code, stay here.
+    """
+    packages = our_packages()
+    env: dict[str, Any] = {"py_modules": packages}
+    if any((Path(package) / WHEEL_DATA).is_dir() for package in packages):
+        env["excludes"] = [f"/{WHEEL_DATA}"]  # said only where needed: Ray takes it from one side alone
+    return env
 
 
 def our_packages() -> list[str]:
@@ -67,9 +92,9 @@ def _init_ray(**options: Any) -> Any:
     for attempt in range(1, INIT_ATTEMPTS + 1):
         try:
             return ray.init(**options)
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
+        except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
             ray.shutdown()
-            if attempt == INIT_ATTEMPTS:
+            if attempt == INIT_ATTEMPTS or isinstance(error, RayError):  # of those a token that is not there is one
                 where = options["address"]
                 raise UserError(f"--address {where}: Ray must answer there: {failure_text(error)}") from None
             time.sleep(attempt)

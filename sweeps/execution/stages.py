@@ -14,8 +14,9 @@ from evaluation.config import FaceConfig, RenderConfig
 from evaluation.face import face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
-from evaluation.references import embed_references
+from evaluation.references import References, embed_references
 from sweeps.config import SweepConfig, class_images_needed
+from sweeps.execution.same_models import check_same_models, check_seen
 from sweeps.execution.scoring import Scoring, score_base, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
@@ -27,6 +28,7 @@ from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
 from training.dataset import encode_dataset, prepare_photos
 from training.errors import UserError
+from training.layout import STATE_FILE
 from training.pictures import find_photos
 from training.stable_diffusion import base_model_fingerprint, load_base_model
 from training.tokenizer import reader_of_base_model, reader_of_pipeline
@@ -45,9 +47,17 @@ def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder)
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
     prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
-    if not folder.reference_file.exists():
+    if not _references_are_whole(folder):
         embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
     return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
+
+
+def _references_are_whole(folder: RunFolder) -> bool:
+    try:
+        References.load(folder.reference_file)
+    except UserError:  # none yet, or damaged since
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
     """
     folder = open_run(asked.run_dir, asked.storage)
     shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
-    folder.pull(*shared)
+    folder.pull(*shared, folder.controls_dir)
+    check_seen(folder)
     use_threads(asked.cpus)
     base_model, device, clip = asked.scoring.base_model, asked.device, asked.scoring.evaluation.clip
     folder.claim("device", device)  # pictures are made in half precision on a GPU
@@ -144,9 +155,12 @@ def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -
         UserError: from `render_best`.
     """
     folder = open_run(run_dir, storage)
+    check_same_models(folder, job.base_model)
+    folder.pull(folder.controls_dir)
     folder.pull(folder.trials_dir, ending="trial.json")
     for row in job.best:
         if row.checkpoint is not None:
-            folder.pull(folder.inside(row.checkpoint))
+            folder.inside(row.checkpoint)  # or it is refused
+            folder.pull(folder.dir / row.checkpoint, without=(STATE_FILE,))
     render_best(job, folder)
     folder.push(folder.renders_dir)

@@ -22,11 +22,12 @@ from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import keep_traceback
 from sweeps.execution.machines import elsewhere, this_machine
+from sweeps.execution.same_models import check_same_models, check_seen
 from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_name
 from sweeps.ledger.mirror import open_run
-from sweeps.ledger.records import TrialRecord
+from sweeps.ledger.records import BASE_TRIAL, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import lesson
 from sweeps.space import scoring_points
@@ -34,6 +35,7 @@ from sweeps.wording import bytes_text, failure_text
 from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
 from training.dataset import load_dataset
 from training.errors import DivergedError, UserError
+from training.layout import STATE_FILE
 from training.stats import STATS_FILE, read_stats
 from training.train import train
 
@@ -86,8 +88,11 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
         self._task: TrialTask = config["task"]
         self._folder = open_run(self._task.run_dir, self._task.storage)
-        self._folder.pull(self._folder.dataset_dir, self._folder.trial_dir(config["trial"]))
+        self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
+        self._folder.pull(self._folder.trial_dir(config["trial"]), without=("images-*",))
         self._device = "cuda" if self._task.gpus else "cpu"
+        self._folder.pull(self._folder.identity_file)
+        check_seen(self._folder)
         record = self._folder.read(config["trial"])
         assert record is not None, "the searcher writes a trial before Ray starts it"
         self._record = record
@@ -155,18 +160,20 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _score_next(self) -> None:
         if self._points is None:
             use_threads(self._task.cpus)
+            check_same_models(self._folder, self._task.scoring.base_model, self._task.scoring.evaluation)
             self._points = self._unscored_checkpoints()
         checkpoint = next(self._points)
         self._folder.check_there()
         scored = score_checkpoint(self._task.scoring, self._folder, self._record.trial, checkpoint, self._device)
         is_last = checkpoint.step == self._scoring_points[-1]
-        if is_last:
-            self._folder.drop_training_state(self._record.trial)
-        self._folder.push(self._folder.trial_dir(self._record.trial))  # before the ledger speaks of it
+        without = (STATE_FILE,) if is_last else ()  # which nothing will go on from
+        self._folder.push(self._folder.trial_dir(self._record.trial), without=without)  # before the ledger speaks of it
         self._write(
             checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress(checkpoint.step))),
             status="finished" if is_last else "running",
         )
+        if is_last:  # only now: until the ledger has its score, a worker that takes over would have to begin anew
+            self._folder.drop_training_state(self._record.trial)
 
     def _progress(self, step: int) -> dict[str, float | None]:
         """Seconds of the trial's life so far and the mean loss since the scoring point before, whoever trained it."""

@@ -22,8 +22,10 @@ from torch import Tensor
 from sweeps.config import SweepConfig, trigger_words
 from sweeps.export.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
 from sweeps.export.model_card import model_card
+from sweeps.ledger.mirror import bring_here
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results, read_results
+from sweeps.results.weights import weights_problem
 from sweeps.wording import public_name
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig
@@ -90,7 +92,12 @@ def export_checkpoint(
     config = results.config
     if config is None or row.checkpoint is None:
         raise UserError(f"export: {results.warnings[0] if results.warnings else 'the trial has no checkpoint'}")
-    checkpoint = open_checkpoint(results.folder.inside(row.checkpoint), config.base_model)
+    bring_here(results.folder, config.storage, row.checkpoint)
+    try:
+        checkpoint = open_checkpoint(results.folder.inside(row.checkpoint), config.base_model)
+    except UserError as error:
+        problem = weights_problem(results.folder, row, digests=True)
+        raise UserError(f"export: {f'{results.folder.dir}: {problem}' if problem else error}") from error
     export = _Export(results, config, row, checkpoint)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest) as part:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from sweeps.ledger.lease import LEASE_FILE, FilePlace, Lease, Place
+from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
+from sweeps.wording import shorten
 from training.errors import UserError
 from training.files import write_json, write_whole
 from training.layout import STATE_FILE
@@ -37,6 +40,7 @@ class RunFolder:
         self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
         self.trials_dir = self.dir / "trials"
         self.results_csv = self.dir / "results.csv"
+        self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
         self.report_html = self.dir / "report.html"
         self.export_dir = self.dir / "export"
@@ -70,7 +74,10 @@ class RunFolder:
         Raises:
             UserError: it lies outside the run folder (a run folder may come from somebody else).
         """
-        path = (self.dir / relative).resolve()
+        try:
+            path = (self.dir / relative).resolve()
+        except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, links in a circle
+            raise UserError(f"a path in trial.json must be a path, got {shorten(relative)}: {self.dir}") from None
         if not any(path.is_relative_to(root) for root in (self.dir, self.trials_dir.resolve())):
             raise UserError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
         return path
@@ -106,9 +113,17 @@ class RunFolder:
         Raises:
             UserError: the file is there but is not a whole record, or a later release wrote it.
         """
+        return self.read_here(trial)
+
+    def read_here(self, trial: str) -> TrialRecord | None:
+        """The record as this machine has it.
+
+        Raises:
+            UserError: the file is there but is not a whole record, or a later release wrote it.
+        """
         path = self.trial_file(trial)
         try:
-            return parse_record(path.read_bytes())
+            return parse_record(path.read_bytes()).model_copy(update={"trial": trial})  # its folder is its name
         except FileNotFoundError:
             return None
         except NewerLedgerError as error:
@@ -122,7 +137,7 @@ class RunFolder:
     def trials(self) -> list[TrialRecord]:
         """All records but the base model's, oldest first."""
         names = sorted(path.parent.name for path in self.trials_dir.glob("*/trial.json"))
-        records = [record for name in names if name != BASE_TRIAL and (record := self.read(name)) is not None]
+        records = [record for name in names if name != BASE_TRIAL and (record := self.read_here(name)) is not None]
         return sorted(records, key=lambda record: (record.created, record.trial))
 
     def base(self) -> TrialRecord | None:
@@ -134,17 +149,25 @@ class RunFolder:
         for state in self.trial_dir(trial).glob(f"checkpoint-*/{STATE_FILE}"):
             state.unlink()
 
-    def push(self, *parts: Path) -> None:
-        """Let other machines have these files and folders: nothing to do, the folder is shared."""
+    def push(self, *parts: Path, without: Sequence[str] = ()) -> None:
+        """Let other machines have these files and folders: nothing to do, the folder is shared.
 
-    def pull(self, *parts: Path, ending: str = "", without: str | None = None) -> None:
+        Args:
+            parts: files and folders in the run folder.
+            without: what lies in a file or folder of such a name (`checkpoint-*`) stays as it is there.
+        """
+
+    def pull(self, *parts: Path, ending: str = "", without: Sequence[str] = ()) -> None:
         """Get what other machines wrote: nothing to do, the folder is shared.
 
         Args:
             parts: files and folders in the run folder.
             ending: only files whose name ends so.
-            without: not the files of this name.
+            without: not what lies in a file or folder of such a name (`checkpoint-*`).
         """
+
+    def forget(self, part: Path) -> None:
+        """Take this machine's copy of a file away: nothing to do, there is one for all."""
 
     def claim(self, part: str, key: str) -> None:
         """Say what the run's scores depend on: `part` (photos, evaluation, base_model, ...) is `key`, for good.
@@ -162,30 +185,51 @@ class RunFolder:
             write_json(self.identity_file, {**claims, part: key})
 
     def identity(self) -> dict[str, str]:
-        """Everything claimed so far."""
-        if not self.identity_file.exists():
+        """Everything claimed so far.
+
+        Raises:
+            UserError: the file is there but is not whole: what the scores depend on is not known.
+        """
+        try:
+            claims = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return {}
-        claims: dict[str, str] = json.loads(self.identity_file.read_text(encoding="utf-8"))
+        except ValueError:  # neither text nor JSON
+            claims = None
+        if not isinstance(claims, dict) or not all(isinstance(key, str) for key in claims.values()):
+            raise UserError(
+                f"{self.identity_file}: must be a whole identity.json, which says what photos, evaluation and models "
+                "the scores depend on; if none of them has changed since, delete this file and run the sweep again"
+            )
         return claims
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run alone; the kernel lets go of it when the holder dies, however it dies.
+    def lock(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Hold the run alone, on this machine and on all that see it; the dead let go of it, however they died.
+
+        Args:
+            say: told when another machine's driver must first be watched for a sign of life.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or has taken it over.
         """
-        self.dir.mkdir(parents=True, exist_ok=True)
-        holder_file = self.dir / ".lock.holder"
+        make_run_dir(self.dir)
         lock = FileLock(self.dir / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
+            holder_file = self.dir / ".lock.holder"
             holder = holder_file.read_text(encoding="utf-8") if holder_file.is_file() else "another process"
             raise UserError(f"{self.dir}: is being run already, by {holder}") from None
         try:
-            write_whole(holder_file, f"process {os.getpid()} on {socket.gethostname()}")
-            yield
+            write_whole(self.dir / ".lock.holder", f"process {os.getpid()} on {socket.gethostname()}")
+            with Lease(self.lease_place, str(self.dir), say=say).held():
+                yield
         finally:
-            holder_file.unlink(missing_ok=True)
+            (self.dir / ".lock.holder").unlink(missing_ok=True)
             lock.release()
+
+    @property
+    def lease_place(self) -> Place:
+        """Where all machines look for who runs it."""
+        return FilePlace(self.dir / LEASE_FILE)

@@ -77,6 +77,7 @@ def _rebuild(folder: RunFolder, trial: str, numbers: Iterator[int]) -> str:
 
 def _config_of(folder: RunFolder, trial: str) -> MethodConfig | None:
     """The config that a checkpoint of the trial names, if it is this trial's."""
+    folder.pull(folder.trial_dir(trial), ending="checkpoint.json")
     for file in sorted(folder.trial_dir(trial).glob("checkpoint-*/checkpoint.json")):
         try:
             config = TypeAdapter(MethodConfig).validate_python(json.loads(file.read_bytes())["config"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic_core import from_json
 
 from evaluation.scores import ImageScore
@@ -103,11 +103,18 @@ class TrialRecord(BaseModel):
         """The trial's hyperparameters as their own model.
 
         Raises:
-            ValueError: it is the base model's record, or holds a config that this version does not know.
+            UserError: it is the base model's record, or holds a config that this version does not know.
         """
         if self.is_base:
-            raise ValueError(f"trial {self.trial!r}: the base model has no hyperparameters")
-        return METHODS[self.method].model_validate(self.config)
+            raise UserError(f"trial {self.trial!r}: the base model has no hyperparameters")
+        try:
+            return METHODS[self.method].model_validate(self.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in ("config", *first["loc"]))
+            raise UserError(
+                f"trials/{self.trial}/trial.json: {place}: {first['msg']}; delete its folder to run it again"
+            ) from None
 
 
 def parse_record(content: bytes) -> TrialRecord:

@@ -53,8 +53,13 @@ def write_report(run_dir: Path | str) -> Path:
 
     Raises:
         UserError: `run_dir` is not a run folder.
+        OSError: pictures are only in the sweep's storage, and it cannot be read.
     """
     results = read_results(run_dir)
+    if results.config is not None and results.config.storage is not None:
+        from sweeps.ledger.mirror import bring_here  # asked for only where there is a storage
+
+        bring_here(results.folder, results.config.storage, *(row.images for row in results.rows if row.images))
     write_results_csv(results.run_dir, results.rows)
     path = results.folder.report_html
     write_whole(path, render_report(results))

@@ -16,6 +16,7 @@ from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
 from sweeps.results.champion import Champion, champion
 from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, rows_of
 from sweeps.results.rule import ChampionRule
+from sweeps.results.weights import weights_problem
 from sweeps.space import scoring_points
 from training.errors import UserError
 
@@ -36,6 +37,8 @@ class Results:
     champion: Champion
     warnings: tuple[str, ...]
     """What could not be read, with its place; the rest stands."""
+    weights: str | None = None
+    """What became of the champion's weights, where they are not as they were written."""
     earlier: tuple[str, ...] = ()
     """Trials that the sweep file does not ask for any more: shown, but in no verdict and no count."""
 
@@ -117,15 +120,24 @@ def read_results(run_dir: Path | str) -> Results:
         rows=tuple(rows),
         champion=verdict,
         warnings=tuple(warnings),
+        weights=_champions_weights(folder, config, verdict.row),
         earlier=tuple(earlier),
     )
 
 
+def _champions_weights(folder: RunFolder, config: SweepConfig | None, row: Row | None) -> str | None:
+    if row is None or (config and config.storage):  # with a storage, weights need not lie here
+        return None
+    return weights_problem(folder, row)
+
+
 def _read_config(folder: RunFolder, warnings: list[str]) -> SweepConfig | None:
     try:
-        return load_sweep(folder.sweep_file)
+        return load_sweep(folder.sweep_file, source=str(folder.sweep_file))
     except ValueError as error:
-        warnings.append(f"{error}; shown without its settings, with the default champion rule")
+        warnings.append(
+            f"{error}; shown without its settings, with the default champion rule; the run command writes it anew"
+        )
         return None
 
 
@@ -151,7 +163,9 @@ def _read_trials(
             raise NewerLedgerError(f"{path}: {error}") from None  # without it, the champion might be another
         except ValueError as error:
             problem = _first_error(error) if isinstance(error, ValidationError) else str(error)
-            warnings.append(f"{place} is not a whole trial and is left out: {problem}")
+            warnings.append(
+                f"{place} is not a whole trial and is left out: {problem}; delete its folder to run it again"
+            )
         else:
             trials.append(record)
     return trials, rows, earlier

@@ -38,7 +38,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         config: the sweep.
         folder: its run folder, base model's row included.
         extra: put beside `trial` and `config` into what the Trainable gets.
-        at_once: trials to have with Ray at one time; more would be asked for before there are scores to learn from.
+        at_once: how many trials to have with Ray at one time, asked each time; more would be asked for before there
+            are scores to learn from.
         changed: called with each record this writes.
         to_avoid: Ray's names of machines that a trial must not be started on.
         is_over: says that no more trials may be started, whatever is left.
@@ -49,7 +50,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         config: SweepConfig,
         folder: RunFolder,
         extra: Mapping[str, Any],
-        at_once: int,
+        at_once: Callable[[], int],
         changed: Callable[[TrialRecord], None],
         to_avoid: Callable[[str], Sequence[str]] = lambda _: (),
         is_over: Callable[[], bool] = lambda: False,
@@ -76,7 +77,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
-        if len(self._running) >= self._at_once:
+        if len(self._running) >= self._at_once():
             return None
         record = None if self._is_over() else self._next_trial()
         if record is None:  # one that runs may yet come back to be tried again

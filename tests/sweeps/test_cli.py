@@ -69,6 +69,11 @@ MALFORMED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"methods.lora.learning_rate": {"low": 1e-3, "high": 1e-4}, "search.sampler": "random"},
         ["methods.lora.learning_rate", "0.001"],
     ),
+    "a whole number beyond any float": (
+        {"methods.lora.rank": {"low": 1, "high": 10**400}, "search.sampler": "random"},
+        ["methods.lora.rank", "finite"],
+    ),
+    "a path that is too long": ({"subject.photos": "x" * 9000}, ["subject.photos", "must be a path"]),
     "grid over a range": ({"methods.lora.learning_rate": {"low": 1e-5, "high": 1e-4}}, ["learning_rate", "grid"]),
     "name that escapes": ({"name": "../../escape"}, ["name", "../../escape"]),
     "no scoring point": ({"evaluation.at_steps": []}, ["evaluation.at_steps"]),
@@ -111,6 +116,7 @@ TEXTS = {
     "no mapping": ("- name\n- ada\n", ["ada.yaml", "mapping"]),
     "a key twice": ("name: ada\nname: bob\n", ["ada.yaml", "name", "line 2"]),
     "an empty file": ("", ["ada.yaml"]),
+    "a tag": ("name: !!timestamp x\n", ["ada.yaml", "tag timestamp", "line 1"]),
 }
 
 

@@ -111,7 +111,7 @@ def sweep_file(tmp_path: Path) -> Path:
         ("subject.photos=3", "subject.photos", "a path", "3"),
         ("subject=3", "subject", "a mapping", "3"),
         ("subject.class_prompt=null", "methods.dreambooth.with_prior_preservation", "needs subject.class_prompt", ""),
-        ("resources.gpus_per_trial=1.5", "resources.gpus_per_trial", "whole number of GPUs", "1.5"),
+        ("resources.gpus_per_trial=1.5", "resources.gpus_per_trial", "a trial uses one GPU", "1.5"),
         ("champion.rule=best", "champion.rule", "'face_similarity'", "'best'"),
         ("nmae=ada", "nmae", "did you mean 'name'", "'nmae'"),
     ],

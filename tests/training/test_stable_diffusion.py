@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,84 +14,16 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.base_model import check_base_model
+from tests.training.single_file import single_file_tensors
+from tests.training.test_vocabulary import split_files
+from training import base_model, stable_diffusion
+from training.base_model import check_base_model, look_at
+from training.errors import UserError
 from training.stable_diffusion import (
     base_model_fingerprint,
     load_base_model,
     training_noise_schedule,
 )
-
-UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-}
-VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-
-
-def unet_key(key: str) -> str:
-    """A diffusers UNet's key as Stable Diffusion's original files have it."""
-    block = re.match(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)(?:\.conv(?=\.))?\.", key)
-    if block:
-        side, level, kind, layer = block.groups()
-        first = 3 * int(level) + (1 if side == "down" else 0)
-        number = first + int(layer) if kind in ("resnets", "attentions") else first + 2
-        if kind == "resnets":
-            place = "0."
-        elif kind == "attentions":
-            place = "1."
-        else:
-            place = "0.op." if side == "down" else f"{1 if level == '0' else 2}.conv."
-        start = f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}"
-        rest = key[block.end() :]
-    else:
-        there = next(end for end in UNET_ENDS if key.startswith(end + "."))
-        start, rest = UNET_ENDS[there] + ".", key[len(there) + 1 :]
-    if "resnets" in key:
-        part, _, last = rest.rpartition(".")
-        rest = f"{UNET_RESNET[part]}.{last}"
-    return start + rest
-
-
-def vae_key(key: str) -> str:
-    """A diffusers VAE's key as Stable Diffusion's original files have it."""
-    key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
-    key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
-    key = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}", key)
-    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample", key)
-    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
-    key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
-    if "attn_1" in key:
-        for ours, theirs in VAE_ATTENTION.items():
-            key = key.replace(f".{ours}.", f".{theirs}.")
-    return key.replace("conv_shortcut", "nin_shortcut")
-
-
-def single_file_tensors(folder: str) -> dict[str, Tensor]:
-    """The weights of a diffusers folder in the layout that CivitAI serves, with CLIP's `text_model.` prefix."""
-    unet, vae, text = (
-        load_file(next((Path(folder) / part).glob("*.safetensors"))) for part in ("unet", "vae", "text_encoder")
-    )
-    tensors = {f"model.diffusion_model.{unet_key(key)}": tensor for key, tensor in unet.items()}
-    for key, tensor in vae.items():
-        is_matrix = "mid_block.attentions" in key and tensor.ndim == 2
-        tensors[f"first_stage_model.{vae_key(key)}"] = tensor[:, :, None, None].contiguous() if is_matrix else tensor
-    for key, tensor in text.items():
-        tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = tensor
-    return tensors
 
 
 @pytest.fixture
@@ -118,11 +51,24 @@ def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_b
     assert file.unet.config.sample_size == folder.unet.config.sample_size == 8
 
 
-def test_a_single_file_without_configs_says_what_is_missing(single_file: Path) -> None:
+def test_a_single_file_without_configs_says_what_is_missing(
+    single_file: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Offline, without the folder beside it, the message names the folder to put there."""
+    look = look_at(tiny_base)
+    assert look is not None
+    monkeypatch.setattr(base_model, "STABLE_DIFFUSION_15", look.configs)  # so that the file's widths are the usual ones
     shutil.rmtree(single_file.with_suffix(""))
-    with pytest.raises(ValueError, match=r"needs a folder photogasm/ beside the file"):
+    with pytest.raises(UserError, match=r"needs a folder photogasm/ beside the file"):
         load_base_model(str(single_file))
+
+
+def test_a_refused_file_with_its_configs_beside_it_is_not_told_to_put_them_there(single_file: Path) -> None:
+    """The advice is for whom it helps."""
+    os.truncate(single_file, single_file.stat().st_size // 2)
+    with pytest.raises(UserError, match="cut short") as refusal:
+        load_base_model(str(single_file))
+    assert "beside" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "pytorch_model.bin", "model.pt"])
@@ -145,7 +91,7 @@ def test_a_folder_of_pickles_is_refused_too(tiny_base: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("base_model", "message"),
+    ("name", "message"),
     [
         ("nowhere/", "no such file, folder or hub id"),
         ("./models/absent", "no such file, folder or hub id"),
@@ -153,34 +99,149 @@ def test_a_folder_of_pickles_is_refused_too(tiny_base: str, tmp_path: Path) -> N
         ("someone/not-downloaded", "could not be had from the hub"),
     ],
 )
-def test_a_missing_model_is_named(base_model: str, message: str) -> None:
+def test_a_missing_model_is_named(name: str, message: str) -> None:
     """A path, a file and a hub id each get their own sentence."""
     with pytest.raises(ValueError, match=message) as refusal:
-        load_base_model(base_model)
-    assert base_model in str(refusal.value)
+        load_base_model(name)
+    assert name in str(refusal.value)
 
 
-def test_another_kind_of_model_is_refused(tiny_base: str, tmp_path: Path) -> None:
-    """No diffusers folder, a pipeline with two text encoders, a UNet for inpainting, a prediction of the sample."""
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
-        load_base_model(str(tmp_path / "empty"))
+def drop(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
 
-    def changed(name: str, file: str, **fields: object) -> str:
-        folder = shutil.copytree(tiny_base, tmp_path / name)
-        content = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps(content | fields))
-        return str(folder)
 
-    two_encoders = changed("xl", "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
-    with pytest.raises(ValueError, match=r"Stable Diffusion 1\.x"):
-        load_base_model(two_encoders)
-    sample = changed("sample", "scheduler/scheduler_config.json", prediction_type="sample")
-    with pytest.raises(ValueError, match="prediction_type must be"):
-        load_base_model(sample)
-    broken = changed("broken", "vae/config.json", latent_channels=5)
-    with pytest.raises(ValueError, match="does not load"):
-        load_base_model(broken)
+def change(name: str, **fields: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
+
+
+def halve(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def lose_one_weight(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "conv_out.weight"}, file)
+
+
+UNUSABLE: dict[str, Callable[[Path], object]] = {
+    "no index": drop("model_index.json"),
+    "no JSON": lambda folder: (folder / "model_index.json").write_text("[1, 2"),
+    "two text encoders": change("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
+    "inpainting": change("unet/config.json", in_channels=9),
+    "prediction of the sample": change("scheduler/scheduler_config.json", prediction_type="sample"),
+    "configs that disagree": change("vae/config.json", latent_channels=5),
+    "no text encoder": drop("text_encoder/model.safetensors"),
+    "half a VAE": halve("vae/diffusion_pytorch_model.safetensors"),
+    "one weight too few": lose_one_weight,
+    "no tokenizer": drop("tokenizer/tokenizer.json"),
+    "another tokenizer": change("tokenizer/tokenizer_config.json", bos_token="a</w>"),  # noqa: S106 -- no password
+    "a prompt without end": change("tokenizer/tokenizer_config.json", model_max_length=1000),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_loading_refuses_in_the_words_of_the_check(name: str, tiny_base: str, tmp_path: Path) -> None:
+    """A folder, and what a single file has beside it."""
+    folder = shutil.copytree(tiny_base, tmp_path / "model")
+    UNUSABLE[name](folder)
+    with pytest.raises(UserError) as checked:
+        check_base_model(str(folder))
+    with pytest.raises(UserError) as loaded:
+        load_base_model(str(folder))
+    assert str(loaded.value) == str(checked.value)
+
+
+def test_a_tokenizer_is_looked_at_once_more_when_it_is_loaded(
+    single_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configs and tokenizer of a single file may come from the hub, where the check had nothing to read."""
+    monkeypatch.setattr(stable_diffusion, "check_base_model", lambda _: None)
+    (single_file.with_suffix("") / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"does not fit the text encoder: need the 49,408 tokens .* got [0-9]\b"):
+        load_base_model(str(single_file))
+
+
+def rename_weights(folder: Path, variant: str, *parts: str) -> None:
+    for part in parts:
+        for file in (folder / part).glob("*.safetensors"):
+            file.rename(file.with_name(f"{file.stem}.{variant}.safetensors"))
+
+
+def equal_weights(ours: StableDiffusionPipeline, theirs: StableDiffusionPipeline) -> bool:
+    return all(
+        torch.equal(tensor, getattr(theirs, part).state_dict()[key])
+        for part in ("unet", "vae", "text_encoder")
+        for key, tensor in getattr(ours, part).state_dict().items()
+    )
+
+
+def test_a_folder_of_variants_alone_is_the_same_model(tiny_base: str, tmp_path: Path) -> None:
+    """`fp16` in all parts, another in one: each part is loaded from what it has, and sized and identified by it."""
+    folder = shutil.copytree(tiny_base, tmp_path / "variants")
+    (folder / "unet" / "LICENSE").touch()  # a name without a dot
+    rename_weights(folder, "fp16", "vae", "text_encoder")
+    rename_weights(folder, "non_ema", "unet")
+    check_base_model(str(folder))
+    assert equal_weights(load_base_model(str(folder)), load_base_model(tiny_base))
+    before = base_model_fingerprint(str(folder))
+    weights = folder / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    base_model_fingerprint.cache_clear()
+    assert base_model_fingerprint(str(folder)) != before
+
+
+def test_the_plain_weights_are_loaded_where_a_variant_lies_beside_them(tiny_base: str, tmp_path: Path) -> None:
+    """As diffusers does when nobody asks for a variant."""
+    folder = shutil.copytree(tiny_base, tmp_path / "both")
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(
+        {name: tensor.half() + 1 for name, tensor in load_file(plain).items()},
+        plain.with_name("diffusion_pytorch_model.fp16.safetensors"),
+    )
+    assert equal_weights(load_base_model(str(folder)), load_base_model(tiny_base))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_shards_are_the_same_model(variant: str | None, tiny_base: str, tmp_path: Path) -> None:
+    """As the libraries write them, plain or as a variant."""
+    folder = shutil.copytree(tiny_base, tmp_path / "sharded")
+    base = load_base_model(tiny_base)
+    for part in ("unet", "text_encoder"):
+        next((folder / part).glob("*.safetensors")).unlink()
+        getattr(base, part).save_pretrained(folder / part, variant=variant, max_shard_size="400KB")
+        assert len(list((folder / part).glob("*-of-*.safetensors"))) > 1
+    check_base_model(str(folder))
+    assert equal_weights(load_base_model(str(folder)), base)
+
+
+def test_stable_diffusion_15s_own_tokenizer_layout_loads(tiny_base: str, tmp_path: Path) -> None:
+    """`vocab.json` and `merges.txt` instead of `tokenizer.json`: the same ids."""
+    folder = shutil.copytree(tiny_base, tmp_path / "split")
+    split_files(folder / "tokenizer")
+    text = "a photo of sks woman, smiling"
+    ours, theirs = load_base_model(str(folder)).tokenizer, load_base_model(tiny_base).tokenizer
+    assert ours(text).input_ids == theirs(text).input_ids
+
+
+def test_a_hub_model_without_plain_weights_is_had_as_fp16(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers downloads nothing where it has not been told the variant; what came is looked at as a folder is."""
+    snapshot = shutil.copytree(tiny_base, tmp_path / "snapshot")
+    rename_weights(snapshot, "fp16", "unet", "vae", "text_encoder")
+
+    def download(name: str, variant: str | None = None, **_: object) -> str:
+        if variant is None:
+            raise OSError("Could not find the necessary `safetensors` weights in {} (variant=None)")
+        return str(snapshot)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    assert equal_weights(load_base_model("owner/half"), load_base_model(tiny_base))
+    (snapshot / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json \(downloaded as owner/half-again\)"):
+        load_base_model("owner/half-again")
 
 
 def test_the_base_is_loaded_once_and_frozen(tiny_base: str) -> None:

@@ -79,6 +79,24 @@ def test_what_the_cluster_lacks_is_refused_at_once(
         assert not list(tmp_path.glob("*/trials/*"))
 
 
+def test_a_model_that_lies_on_the_drivers_machine_alone_is_refused(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    """Before the start, with its place in the sweep file and the machine that lacks it; what all have is let pass."""
+    from sweeps.execution.cluster import check_shared, local_models
+    from sweeps.ledger.mirror import open_run
+
+    storage = f"file://{tmp_path / 'there'}"
+    (tmp_path / "run").mkdir()
+    folder = open_run(tmp_path / "run", storage)
+    models = local_models(tiny_sweep())
+    assert set(models) == {"base_model", "evaluation.face.encoder", "evaluation.clip.model"}
+    check_shared(folder, storage, models)
+    with pytest.raises(ValueError, match=r"base_model: must lie on every machine .* [\d.]+ does not have /gone"):
+        check_shared(folder, storage, {**models, "base_model": "/gone"})
+    assert not list(tmp_path.rglob("probe-*"))
+
+
 def test_a_model_that_is_missing_where_trials_run_is_the_users_to_mend(
     ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
 ) -> None:

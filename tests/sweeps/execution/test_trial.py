@@ -5,7 +5,9 @@ pytest tests/sweeps/test_trial.py     about 20 seconds
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +278,39 @@ def test_other_models_are_refused_in_the_same_run_folder(
     with pytest.raises(ValueError, match=claim):
         prepare(changed, folder)
     prepare(models_elsewhere(tiny_sweep(), tmp_path / "moved", other=None), folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"), [("base_model", "base model"), ("face", "face encoder"), ("clip", "clip model")]
+)
+def test_a_machine_with_another_model_trains_nothing(
+    folder: RunFolder, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, section: str, named: str
+) -> None:
+    """The same names, other weights, on one machine: its own fault, named, tried elsewhere, never the trial's."""
+    begin(folder)
+    for other, fails in ((section, True), (None, False)):
+        here = models_elsewhere(tiny_sweep(), tmp_path / str(other), other=other)
+        task = TrialTask.of(here, folder, TrialResources(cpus=1, gpus=0, at_once=1))
+        worker = SweepTrial({"trial": trial_id(TRIAL), "task": task})
+        if fails:
+            with pytest.raises(UserError, match=f"machine {socket.gethostname()}: {named} .* this machine has another"):
+                worker.step()
+            assert not folder.checkpoint_dir(trial_id(TRIAL), 2).exists()
+            assert (read(folder).status, read(folder).fault) == ("running", None)
+        else:
+            assert worker.step()["step"] == 2
+
+
+def test_a_machine_without_the_run_folder_is_named(folder: RunFolder, tmp_path: Path) -> None:
+    """One that joined later and mounts nothing there: which machine, which folder, what to do."""
+    elsewhere = RunFolder(tmp_path / "not mounted")
+    law = f"{elsewhere.dir}: must be seen by every machine .* machine {socket.gethostname()} does not see it"
+    with pytest.raises(UserError, match=law):
+        SweepTrial({"trial": trial_id(TRIAL), "task": dataclasses.replace(task_in(folder), run_dir=str(elsewhere.dir))})
+    config = load_sweep(folder.sweep_file)
+    with pytest.raises(UserError, match=law):
+        list(prepare_run(Preparation.of(config, elsewhere, "cpu")))
+    assert not elsewhere.dir.exists(), "nothing is made where the shared folder should be"
 
 
 def models_elsewhere(config: SweepConfig, to: Path, other: str | None) -> SweepConfig:

@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_no_half_export(broken_run: P
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="are damaged"):
         export_checkpoint(broken_run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -82,7 +82,7 @@ def new_folder(path: Path) -> RunFolder:
 
 
 def searcher_over(config: SweepConfig, folder: RunFolder, at_once: int = 100) -> LedgerSearcher:
-    return LedgerSearcher(config, folder, {}, at_once=at_once, changed=lambda _: None)
+    return LedgerSearcher(config, folder, {}, at_once=lambda: at_once, changed=lambda _: None)
 
 
 def finish(folder: RunFolder, trial: str) -> TrialRecord:
