@@ -7,6 +7,7 @@ Batches run on over the end of an epoch, so every step sees the same number of p
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import time
@@ -59,6 +60,7 @@ def train(
     Raises:
         UserError: the machine or the dataset lacks what the config asks for, or `resume_from` is of another config.
         NonFiniteLoss: from the generator, when training runs away.
+        OSError: from the generator, when `out_dir` has gone or its disk is full.
     """
     device = choose_device(device)
     check_training(config, device)
@@ -150,6 +152,8 @@ def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
 def _save(run: TrainingRun, out_dir: Path) -> Checkpoint:
     if not torch.stack([parameter.isfinite().all() for parameter in run.modules.parameters()]).all():
         raise NonFiniteLoss(f"training ran away: weights that are no numbers at step {run.step}; lower learning_rate")
+    if not out_dir.is_dir():  # a folder that was taken away is not made anew: nobody would look there
+        raise FileNotFoundError(errno.ENOENT, "the folder of the checkpoints is gone", str(out_dir))
     return save_checkpoint(out_dir, run.config, run.modules, run.step, run.dataset.base_model, run.training_state())
 
 

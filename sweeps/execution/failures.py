@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+
+from ray.tune import TuneError
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
@@ -26,6 +29,20 @@ def keep_traceback(folder: RunFolder, record: TrialRecord, text: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{COLOURS.sub('', text).rstrip()}\n")
     folder.push(path)
+
+
+@contextmanager
+def out_of_tune() -> Iterator[None]:
+    """What our callbacks raise inside of Tune comes out as it was.
+
+    Tune makes its traceback the text of an error of its own, which is neither a `UserError` nor an `OSError` any more.
+    """
+    try:
+        yield
+    except TuneError as error:
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from None
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
 from sweeps.execution.controls import send_controls
+from sweeps.execution.failures import out_of_tune
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
@@ -31,6 +32,7 @@ from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
+from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.privacy import open_to_all
 from sweeps.ledger.records import BASE_TRIAL
@@ -74,6 +76,8 @@ def run_sweep(
             _say(console, f"mind: {remark}")
         folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
         folder.pull(folder.trials_dir, ending="trial.json")
+        for mended in mend_ledger(folder):
+            _say(console, mended)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
@@ -190,7 +194,7 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
     # The searcher says how many run; without this, Tune would let workers start up one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
-    with display.shown():
+    with display.shown(), out_of_tune():
         tune.run(
             SweepTrial,
             name="tune",

@@ -163,6 +163,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             check_same_models(self._folder, self._task.scoring.base_model, self._task.scoring.evaluation)
             self._points = self._unscored_checkpoints()
         checkpoint = next(self._points)
+        self._folder.check_there()
         scored = score_checkpoint(self._task.scoring, self._folder, self._record.trial, checkpoint, self._device)
         is_last = checkpoint.step == self._scoring_points[-1]
         without = (STATE_FILE,) if is_last else ()  # which nothing will go on from
@@ -201,6 +202,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             latest = latest_checkpoint(trial_dir, base_model)
             # One that lies beyond what is due is no help: the first point is then reached from the start, equally.
             resume_from = latest if latest is not None and latest.step < due[0] else None
+            self._folder.check_there()
             yield from self._train(trial_dir, due, resume_from)
 
     def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:

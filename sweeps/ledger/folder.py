@@ -82,8 +82,25 @@ class RunFolder:
             raise UserError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
         return path
 
+    def check_there(self) -> None:
+        """Refuse to write where the run folder is gone: what would be made there is not the run.
+
+        Raises:
+            UserError: it was moved, deleted or detached while the sweep runs.
+        """
+        if not self.dir.is_dir():
+            raise UserError(
+                f"{self.dir}: must stay where it is while the sweep runs, and it is gone; bring it back and give the "
+                "same command again"
+            )
+
     def write(self, record: TrialRecord) -> None:
-        """Put the record in the ledger, atomically."""
+        """Put the record in the ledger, atomically.
+
+        Raises:
+            UserError: the run folder is gone.
+        """
+        self.check_there()
         write_json(self.trial_file(record.trial), record.model_dump(mode="json"))
 
     def write_sweep(self, text: str) -> None:
@@ -114,7 +131,7 @@ class RunFolder:
         except ValueError as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise UserError(
-                f"{path}: must be a whole trial.json: {problem}; delete its folder to run it again"
+                f"{path}: must be a whole trial.json: {problem}; `dreamsweep run` sets it aside and goes on"
             ) from None
 
     def trials(self) -> list[TrialRecord]:

@@ -26,6 +26,7 @@ from sweeps.results.rule import ChampionRule
 from tests.sweeps.ledger_entries import entry, record
 from tests.sweeps.logged_trial import LoggedTrial, read_log
 from tests.sweeps.tiny_sweep import write_sweep
+from training.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -63,6 +64,24 @@ def test_a_sweep_ends_with_every_trial_accounted_for(
     before = times(run_dir / "trials")
     assert run_sweep(config, tmp_path) == run_dir
     assert times(run_dir / "trials") == before
+
+
+def test_what_the_driver_finds_wrong_comes_out_of_tune_as_it_was(ray_session: None, tmp_path: Path) -> None:
+    """A full disk and a run folder that is gone are met in a callback, which Tune's own errors would hide."""
+    from ray import tune
+
+    from sweeps.execution.failures import out_of_tune
+
+    class Failing(tune.Trainable):  # type: ignore[misc]
+        def step(self) -> dict[str, Any]:
+            raise RuntimeError("the worker met it")
+
+    class Keeper(tune.Callback):  # type: ignore[misc]
+        def on_trial_error(self, **_: Any) -> None:
+            raise UserError("the driver names it")
+
+    with pytest.raises(UserError, match=r"^the driver names it$"), out_of_tune():
+        tune.run(Failing, storage_path=str(tmp_path), callbacks=[Keeper()], raise_on_failed_trial=False, verbose=0)
 
 
 def test_what_the_cluster_lacks_is_refused_at_once(

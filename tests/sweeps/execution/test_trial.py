@@ -26,6 +26,7 @@ from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
 from sweeps.execution.trial import SweepTrial, TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import photos_key, trial_id
+from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.records import TrialRecord
 from tests.sweeps.tiny_sweep import write_sweep
 from training.checkpoint import STATE_FILE
@@ -192,6 +193,36 @@ def test_a_damaged_checkpoint_is_trained_again(folder: RunFolder, uninterrupted:
     while not second.step()["done"]:
         pass
     assert outcome(read(folder)) == outcome(uninterrupted)
+
+
+def test_a_damaged_record_costs_no_step(
+    folder: RunFolder, uninterrupted: TrialRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished trial whose record was cut short is only scored again, to the same scores."""
+    worker = begin(folder)
+    while not worker.step()["done"]:
+        pass
+    file = folder.trial_file(trial_id(TRIAL))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert len(mend_ledger(folder)) == 1
+    monkeypatch.delattr("sweeps.execution.trial.train")
+    second = begin(folder)
+    while not second.step()["done"]:
+        pass
+    mended = read(folder)
+    assert outcome(mended) == outcome(uninterrupted)
+
+
+def test_a_trial_makes_nothing_where_its_run_folder_was(folder: RunFolder, tmp_path: Path) -> None:
+    """Moved away in the middle of training, as when a share is detached: the trial fails there and leaves no tree."""
+    worker = begin(folder)
+    worker.step()
+    folder.dir.rename(tmp_path / "away")
+    with pytest.raises((OSError, UserError)):
+        worker.step()
+    assert not folder.dir.exists()
+    (tmp_path / "away").rename(folder.dir)
+    assert [checkpoint.step for checkpoint in read(folder).checkpoints] == [2]
 
 
 def test_a_trial_that_has_ended_is_not_run_again(folder: RunFolder) -> None:

@@ -38,7 +38,7 @@ while True:
 
 def test_a_record_reads_back_equal(tmp_path: Path) -> None:
     """What was written is what is read, scores included."""
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path)
     written = record("t", entry(200), entry(400), seconds=3.5, num_restarts=2)
     folder.write(written)
     assert folder.read(written.trial) == written
@@ -72,6 +72,19 @@ def test_killing_the_writer_loses_nothing_that_it_called_written(tmp_path: Path)
         assert left.number >= said[-1]
 
 
+def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """Moved away while the sweep runs: what would be written where it was is refused, and nothing is there."""
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        folder.write(record("t", entry(200)))
+        folder.dir.rename(tmp_path / "away")
+        with pytest.raises(ValueError, match="it is gone; bring it back"):
+            folder.write(record("t", entry(200), entry(400)))
+        assert not folder.dir.exists()
+        (tmp_path / "away").rename(folder.dir)
+    assert [checkpoint.step for trial in folder.trials() for checkpoint in trial.checkpoints] == [200]
+
+
 @given(cut=st.floats(0, 1), flip=st.booleans())
 def test_a_damaged_record_is_named_never_believed(
     tmp_path_factory: pytest.TempPathFactory, cut: float, flip: bool
@@ -83,7 +96,7 @@ def test_a_damaged_record_is_named_never_believed(
     whole = path.read_bytes()
     damaged = whole[: int(cut * (len(whole) - 1))] + (b"\x00" if flip else b"")
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="delete its folder") as refused:
+    with pytest.raises(ValueError, match="sets it aside") as refused:
         folder.read(record().trial)
     assert str(path) in str(refused.value)
 

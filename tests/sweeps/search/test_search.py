@@ -68,6 +68,7 @@ def pretend(config: MethodConfig) -> ScoredCheckpoint:
 
 
 def new_folder(path: Path) -> RunFolder:
+    path.mkdir(exist_ok=True)
     folder = RunFolder(path)
     base = TrialRecord(
         trial="base",

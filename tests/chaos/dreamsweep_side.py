@@ -1,0 +1,64 @@
+"""The `dreamsweep` command with a judge's log: `python -m tests.chaos.dreamsweep_side run SWEEP.yaml --out DIR`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import sweeps.execution.run
+from sweeps.cli import main
+from sweeps.execution.trial import SweepTrial
+from tests.chaos.log import PACE_SECONDS, write_down
+from training.checkpoint import Checkpoint
+from training.dataset import load_dataset
+from training.train import train
+
+
+class JudgedTrial(SweepTrial):
+    """The trial as it is; every step, scoring point and end is written down for the judge."""
+
+    def step(self) -> dict[str, Any]:
+        """The trial's own; what it has in the ledger afterwards has been scored."""
+        was_over, num_scored = self._record.is_over, len(self._record.checkpoints)
+        result: dict[str, Any] = super().step()
+        for scored in self._record.checkpoints[num_scored:]:
+            self._say("scored", scored.step, face=scored.face_similarity, prompt=scored.prompt_alignment)
+        if self._record.is_over and not was_over:
+            self._say("ended", result["step"])
+        return result
+
+    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
+        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
+        return train(
+            self._hyperparameters,
+            dataset,
+            due,
+            resume_from,
+            out_dir=trial_dir,
+            device=self._device,
+            on_step=self._took_a_step,
+        )
+
+    def _took_a_step(self, step: int, _loss: float) -> None:
+        self._say("step", step, node=ray.get_runtime_context().get_node_id())
+        time.sleep(PACE_SECONDS)
+
+    def _write(self, **changes: Any) -> None:
+        if "checkpoints" in changes:
+            self._say("saving", changes["checkpoints"][-1].step)
+            time.sleep(PACE_SECONDS)
+        super()._write(**changes)
+
+    def _say(self, event: str, step: int, **facts: Any) -> None:
+        write_down(self._folder.dir, event, trial=self._record.trial, step=step, **facts)
+
+
+if __name__ == "__main__":
+    from tests.chaos.dreamsweep_side import JudgedTrial as Importable  # by a name that workers can import
+
+    sweeps.execution.run.SweepTrial = Importable  # type: ignore[misc]
+    main()
