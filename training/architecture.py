@@ -178,6 +178,12 @@ class TextEncoderConfig(_Config):
     max_position_embeddings: PositiveInt = 77
     bos_token_id: int | None = 49406
     eos_token_id: int | tuple[int, ...] | None = 49407
+    pad_token_id: int | None = 1
+    projection_dim: int | None = 512
+    initializer_range: Annotated[float, Field(ge=0)] = 0.02
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    torch_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    quantization_config: None = None
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: Positive = 1e-5
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
