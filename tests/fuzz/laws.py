@@ -34,7 +34,7 @@ from training.pictures import read_picture
 MAX_SECONDS = 5.0
 """Of processor time."""
 MAX_BYTES = 300_000_000
-REPORT_EVERY = 25
+REPORT_EVERY = 100
 """A report takes a third of a second, so only some entries are written into one."""
 
 
