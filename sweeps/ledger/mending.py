@@ -84,5 +84,5 @@ def _config_of(folder: RunFolder, trial: str) -> MethodConfig | None:
         except (ValidationError, ValueError, KeyError, TypeError):
             continue
         if trial_id(config) == trial:
-            return config  # type: ignore[no-any-return]
+            return config
     return None
