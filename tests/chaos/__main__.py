@@ -57,7 +57,7 @@ def run_case(stage: Stage, name: str, side: Side, seed: int, undisturbed: Outcom
         "outcome": outcome.as_dict(),
         "seconds": round(seconds, 1),
         "exit_codes": [driver.process.returncode for driver in case.drivers],
-        "said": said,
+        "said": said.replace(str(case.run_dir), "RUN"),
         "notes": struck.notes,
     }
 
