@@ -292,4 +292,4 @@ def test_the_photos_that_were_special_are_named(tmp_path: Path) -> None:
     assert f"likely somebody else's: {HOSTILE}" in page.text
     assert "4 with a face, 1 without" in page.text
     (run_dir / "dataset" / "reference_embedding.safetensors").write_bytes(b"cut")
-    assert "not a file of reference faces" in page_of(run_dir).text
+    assert "not a whole file of reference faces" in page_of(run_dir).text
