@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from evaluation.config import EvaluationConfig
-from training.errors import DivergedError, UserError
+from training.errors import UserError
 from training.files import whole_file
+from training.finite_pictures import run_pipeline
 from training.pictures import read_picture
 
 SAMPLER_NAMES = {"ddim": "DDIM", "dpmsolver++": "DPM++ 2M"}
 """Names in the generation parameters of picture files, as AUTOMATIC1111's web UI spells them."""
-
-
-class NonFinitePictureError(DivergedError):
-    """The model's output overflowed; saved, it would be a black picture that looks like a result."""
 
 
 @dataclass(frozen=True)
@@ -106,25 +103,6 @@ def with_scheduler(pipeline: StableDiffusionPipeline, scheduler: Any) -> StableD
     other = StableDiffusionPipeline(**components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other
-
-
-@torch.no_grad()
-def run_pipeline(pipeline: DiffusionPipeline, place: str, **arguments: Any) -> list[Image.Image]:
-    """Call a Stable Diffusion pipeline and decode its latents, refusing what is not finite.
-
-    Raises:
-        NonFinitePictureError: names `place`.
-    """
-    latents = pipeline(**arguments, output_type="latent", return_dict=False)[0]
-    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-    for name, values in (("latents", latents), ("pixels", decoded)):
-        if not torch.isfinite(values).all():
-            raise NonFinitePictureError(
-                f"pictures from {place} on: {name} are not finite in {values.dtype}; the weights have diverged "
-                "(a lower learning_rate) or the precision is too low"
-            )
-    images: list[Image.Image] = pipeline.image_processor.postprocess(decoded, output_type="pil")
-    return images
 
 
 def save_images(

@@ -22,10 +22,11 @@ from PIL import Image
 
 from evaluation.config import RenderConfig
 from evaluation.detectors import canny, load_detector
-from evaluation.generate import run_pipeline, starting_noise
+from evaluation.generate import starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
 from training.errors import UserError
+from training.finite_pictures import run_pipeline
 from training.names import name_text, shown
 from training.pictures import read_picture
 

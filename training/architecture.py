@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of a weight -> its shape."""
@@ -51,7 +51,24 @@ class _Config(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class UNetConfig(_Config):
+class _DiffusersConfig(_Config):
+    """What would keep diffusers from making a module of it."""
+
+    class_name: str = Field(alias="_class_name", default="")
+    diffusers_version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*(\.?dev\d+|\.?rc\d+)?$")] = Field(
+        alias="_diffusers_version", default="0.0.0"
+    )
+    quantization_config: None = None
+
+    dtype: Any = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _dtype_is_absent(cls, dtype: object) -> None:
+        raise ValueError(f"must not be there, its model takes none, got {dtype!r}")
+
+
+class UNetConfig(_DiffusersConfig):
     """`unet/config.json`; defaults are those of diffusers' UNet2DConditionModel."""
 
     in_channels: PositiveInt = 4
@@ -83,10 +100,16 @@ class UNetConfig(_Config):
     class_embed_type: None = None
     num_class_embeds: None = None
     addition_embed_type: None = None
+    class_embeddings_concat: Literal[False] = False
+    reverse_transformer_layers_per_block: None = None
+    mid_block_only_cross_attention: Literal[False] | None = None
+    cross_attention_norm: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
     time_cond_proj_dim: None = None
     time_embedding_dim: None = None
+    time_embedding_act_fn: None = None
+    timestep_post_act: None = None
     num_attention_heads: None = None
     time_embedding_type: Literal["positional"] = "positional"
     resnet_time_scale_shift: Literal["default"] = "default"
@@ -118,7 +141,7 @@ class UNetConfig(_Config):
         return self
 
 
-class VaeConfig(_Config):
+class VaeConfig(_DiffusersConfig):
     """`vae/config.json`; defaults are those of diffusers' AutoencoderKL."""
 
     in_channels: Literal[3] = 3
@@ -134,6 +157,7 @@ class VaeConfig(_Config):
     use_post_quant_conv: bool = True
     act_fn: Activation = "silu"
     scaling_factor: Positive = 0.18215
+    sample_size: PositiveInt = 32
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -154,6 +178,12 @@ class TextEncoderConfig(_Config):
     max_position_embeddings: PositiveInt = 77
     bos_token_id: int | None = 49406
     eos_token_id: int | tuple[int, ...] | None = 49407
+    pad_token_id: int | None = 1
+    projection_dim: int | None = 512
+    initializer_range: Annotated[float, Field(ge=0)] = 0.02
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    torch_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    quantization_config: None = None
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: Positive = 1e-5
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from training.errors import UserError
 from training.files import whole_file, write_json
+from training.finite_pictures import run_pipeline
 from training.pictures import read_picture
 from training.stable_diffusion import base_model_fingerprint, base_pipeline
 
@@ -32,9 +33,12 @@ def make_class_images(
 
     Picture i starts from the noise of seed i, so which call drew it makes no difference. Pictures of another prompt
     or base model are thrown away.
+
+    Raises:
+        NonFinitePictureError: a picture has overflowed; what was drawn before it is kept.
     """
-    _keep_only_pictures_of(folder, {"class_prompt": class_prompt, "base_model": base_model_fingerprint(base_model)})
-    files = [folder / f"{number:05d}.png" for number in range(num_images)]
+    _keep_only_pictures_of(folder, _origin(base_model, class_prompt))
+    files = _files(folder, num_images)
     missing = [number for number, file in enumerate(files) if not _is_whole(file)]
     if missing:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -42,17 +46,30 @@ def make_class_images(
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         for start in range(0, len(missing), _BATCH_SIZE):
             numbers = missing[start : start + _BATCH_SIZE]
-            images = pipeline(
-                [class_prompt] * len(numbers),
+            images = run_pipeline(
+                pipeline,
+                place=f"class picture {numbers[0]}",
+                prompt=[class_prompt] * len(numbers),
                 num_inference_steps=_NUM_STEPS,
                 generator=[torch.Generator().manual_seed(number) for number in numbers],
-            ).images
+            )
             for number, image in zip(numbers, images, strict=True):
                 with whole_file(files[number]) as part:
                     image.save(part, format="png")
             if progress:
                 progress(num_images - len(missing) + start + len(numbers), num_images)
     return files
+
+
+def num_missing(folder: Path, base_model: str, class_prompt: str, num_images: int) -> int:
+    """How many of the first `num_images` class pictures are not there; whether the others can be read is not asked."""
+    if not _is_of(folder, _origin(base_model, class_prompt)):
+        return num_images
+    return sum(not file.is_file() for file in _files(folder, num_images))
+
+
+def _files(folder: Path, num_images: int) -> list[Path]:
+    return [folder / f"{number:05d}.png" for number in range(num_images)]
 
 
 def _is_whole(file: Path) -> bool:
@@ -64,13 +81,20 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _keep_only_pictures_of(folder: Path, origin: dict[str, str]) -> None:
-    record = folder / "class_images.json"
+def _origin(base_model: str, class_prompt: str) -> dict[str, str]:
+    return {"class_prompt": class_prompt, "base_model": base_model_fingerprint(base_model)}
+
+
+def _is_of(folder: Path, origin: dict[str, str]) -> bool:
     try:
-        if json.loads(record.read_text(encoding="utf-8")) == origin:
-            return
+        return bool(json.loads((folder / "class_images.json").read_text(encoding="utf-8")) == origin)
     except (FileNotFoundError, ValueError):  # none, or neither text nor JSON: their origin is not known
-        pass
+        return False
+
+
+def _keep_only_pictures_of(folder: Path, origin: dict[str, str]) -> None:
+    if _is_of(folder, origin):
+        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(record, origin)
+    write_json(folder / "class_images.json", origin)

@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from training.canonical import canonical_json
-from training.class_images import make_class_images
+from training.class_images import make_class_images, num_missing
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
@@ -180,6 +180,14 @@ def encode_dataset(
             squares = [crop_square(read_picture(file), None, resolution) for file in files]
             named = _encode(squares, base_model, device)
             _save_latents(out_dir / "class_latents.safetensors", named, key, base_model)
+
+
+def num_class_images_missing(out_dir: str | Path, base_model: str, class_images: int) -> int:
+    """How many class pictures `encode_dataset` will have to draw, damaged ones not counted."""
+    if not class_images:
+        return 0
+    class_prompt = _need_class_prompt(_need_record(Path(out_dir)))
+    return num_missing(Path(out_dir) / "class_images", base_model, class_prompt, class_images)
 
 
 def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -30,6 +30,48 @@ WORDS = ("a", "photo", "of", "man", "woman", "person", "smiling", "in", "the", "
 
 MERGES: TypeAdapter[list[str | tuple[str, str]]] = TypeAdapter(list[str | tuple[str, str]])
 """As `tokenizer.json` holds them: pairs, in older files two tokens with a space between."""
+
+
+class _Token(BaseModel):
+    model_config = ConfigDict(strict=True)
+    content: str
+
+
+class _AddedToken(_Token):
+    """In `tokenizer_config.json`, where other mappings are no tokens."""
+
+    kind: Literal["AddedToken"] = Field(alias="__type")
+
+
+class _SpecialTokensMap(BaseModel):
+    """`special_tokens_map.json`; a token that it does not name is CLIPTokenizer's own."""
+
+    model_config = ConfigDict(strict=True)
+    bos_token: str | _Token = SPECIAL_TOKENS["bos_token"]
+    eos_token: str | _Token = SPECIAL_TOKENS["eos_token"]
+    pad_token: str | _Token = SPECIAL_TOKENS["pad_token"]
+    unk_token: str | _Token | None = None
+
+
+class _TokenizerConfig(BaseModel):
+    """`tokenizer_config.json`."""
+
+    model_config = ConfigDict(strict=True)
+    model_max_length: int
+    bos_token: str | _AddedToken = SPECIAL_TOKENS["bos_token"]
+    eos_token: str | _AddedToken = SPECIAL_TOKENS["eos_token"]
+    pad_token: str | _AddedToken = SPECIAL_TOKENS["pad_token"]
+    unk_token: str | _AddedToken | None = None
+    additional_special_tokens: list[str | _AddedToken] | None = None
+    extra_special_tokens: list[str | _AddedToken] | dict[str, str | _AddedToken] | None = None
+    added_tokens_decoder: dict[int, _Token] = {}
+    fast_tokenizer_files: list[str] = Field(default=[], max_length=0)
+    chat_template: str | None = None
+
+    def extra_tokens(self) -> list[str]:
+        """Tokens of the user's own, by either of the names that they have had."""
+        extra = self.extra_special_tokens or self.additional_special_tokens or []
+        return [_text(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
 
 
 @dataclass(frozen=True)
@@ -55,12 +97,12 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     config_file = folder / "tokenizer_config.json"
     if not config_file.is_file():
         raise UserError(f"{config_file} is missing: it tells how many tokens a prompt may have")
-    config = read_json(config_file)
-    max_length = config.get("model_max_length")
-    if not isinstance(max_length, int) or isinstance(max_length, bool):
-        raise UserError(f"{config_file}: model_max_length must be a whole number, got {max_length!r}")
+    config = _read_config(config_file)
     vocab, merges, added = _vocab_and_merges(folder)
     added |= _added_tokens(folder, config)
+    known = vocab | added
+    for token in config.extra_tokens():  # what is not known yet is put behind the others
+        known.setdefault(token, max(known.values(), default=-1) + 1)
     try:
         model = BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD)
     except Exception as error:  # tokenizers raises nothing narrower
@@ -70,7 +112,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return Vocabulary(
-        vocab | added, _special_tokens(folder, config), max_length, lambda text: tokenizer.encode(text).ids
+        known, _special_tokens(folder, config), config.model_max_length, lambda text: tokenizer.encode(text).ids
     )
 
 
@@ -124,12 +166,16 @@ def _vocab_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str, str
     if whole.is_file():
         content = read_json(whole)
         try:
+            Tokenizer.from_file(str(whole))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise UserError(f"{whole} is broken: {error}") from None
+        try:
             model = TypeAdapter(dict[str, Any]).validate_python(content.get("model"))
             vocab = _ids(model.get("vocab"))
             merges = [_pair(merge) for merge in MERGES.validate_python(model.get("merges"))]
             added = {
                 str(token["content"]): int(token["id"])
-                for token in TypeAdapter(list[dict[str, Any]]).validate_python(content.get("added_tokens") or [])
+                for token in TypeAdapter(list[dict[str, Any]]).validate_python(content.get("added_tokens"))
             }
         except (ValidationError, KeyError, TypeError, ValueError):
             raise UserError(f"{whole} must hold a BPE model with vocab and merges, and its added_tokens") from None
@@ -159,27 +205,40 @@ def _pair(merge: str | tuple[str, str]) -> tuple[str, str]:
     return first, second
 
 
-def _added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that were added to the vocabulary, as older tokenizers saved them."""
+def _read_config(file: Path) -> _TokenizerConfig:
+    read_json(file)  # for its sentence on what is no JSON
     try:
-        if "added_tokens_decoder" in config:
-            decoder = TypeAdapter(dict[int, dict[str, Any]]).validate_python(config["added_tokens_decoder"])
-            return {str(token["content"]): number for number, token in decoder.items()}
-        file = folder / "added_tokens.json"
+        return _TokenizerConfig.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise UserError(f"{file}: {first['loc'][0]}: {first['msg']}{got}") from None
+
+
+def _added_tokens(folder: Path, config: _TokenizerConfig) -> dict[str, int]:
+    """Tokens that were added to the vocabulary, as older tokenizers saved them."""
+    if "added_tokens_decoder" in config.model_fields_set:
+        return {token.content: number for number, token in config.added_tokens_decoder.items()}
+    file = folder / "added_tokens.json"
+    try:
         return _ids(read_json(file)) if file.is_file() else {}
-    except (ValidationError, KeyError):
-        raise UserError(f"{folder}: the added tokens must map a token to its id") from None
+    except ValidationError:
+        raise UserError(f"{file} must map tokens to whole numbers") from None
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    legacy = folder / "special_tokens_map.json"
-    named = dict(config)
-    if "added_tokens_decoder" not in config and legacy.is_file():
-        named |= read_json(legacy)
-    return {name: _text(named.get(name)) or default for name, default in SPECIAL_TOKENS.items()}
+def _special_tokens(folder: Path, config: _TokenizerConfig) -> dict[str, str]:
+    tokens = {name: _text(getattr(config, name)) for name in SPECIAL_TOKENS}
+    file = folder / "special_tokens_map.json"
+    if (
+        "added_tokens_decoder" not in config.model_fields_set and file.is_file()
+    ):  # transformers reads it in that case alone
+        try:
+            named = _SpecialTokensMap.model_validate(read_json(file))
+        except ValidationError:
+            raise UserError(f"{file} must map names of special tokens to tokens") from None
+        tokens |= {name: _text(getattr(named, name)) for name in named.model_fields_set & SPECIAL_TOKENS.keys()}
+    return tokens
 
 
-def _text(token: object) -> str | None:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def _text(token: str | _Token) -> str:
+    return token if isinstance(token, str) else token.content

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from ray.tune import TuneError
 
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.records import TrialRecord
 
 TRACEBACK_FILE = "traceback.txt"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -21,13 +20,13 @@ FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "os error 2
 """How libraries that are not written in Python say it."""
 
 
-def keep_traceback(folder: RunFolder, record: TrialRecord, text: str) -> None:
+def keep_traceback(folder: RunFolder, trial: str, machine: str | None, text: str) -> None:
     """Add a failure to `trials/<trial>/traceback.txt`, with when and where it happened."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    path = folder.trial_dir(record.trial) / TRACEBACK_FILE
+    path = folder.trial_dir(trial) / TRACEBACK_FILE
     folder.pull(path)  # driver and workers add to it in turn
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"--- {when} on {record.machine or 'an unknown machine'}\n{COLOURS.sub('', text).rstrip()}\n")
+        file.write(f"--- {when} on {machine or 'an unknown machine'}\n{COLOURS.sub('', text).rstrip()}\n")
     folder.push(path)
 
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from sweeps.execution.failures import is_full_disk, keep_traceback
 from sweeps.execution.live import Board, Display, Gauges
-from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines
+from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, node_at
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.search.searcher import LedgerSearcher
@@ -85,10 +85,11 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         record = self._read(trial)
         is_lost = isinstance(cause, RayActorError)  # with its worker or machine, which had no time to say why
         reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
-        keep_traceback(self._folder, record, reason if error is None else str(error))
-        if self._machines.failed(record.trial, record.node_id, reason):
+        address = getattr(error, "ip", record.machine)
+        keep_traceback(self._folder, record.trial, address, reason if error is None else str(error))
+        if self._machines.failed(record.trial, node_at(address, record), reason):
             self._display.say(
-                f"machine {record.machine} is set aside: {TRIALS_TO_SET_ASIDE} trials in a row failed there, "
+                f"machine {address} is set aside: {TRIALS_TO_SET_ASIDE} trials in a row failed there, "
                 f"the last one with: {reason}"
             )
         if self._machines.is_worth_another_try(record.trial):

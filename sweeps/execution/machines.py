@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import ray
 
+from sweeps.ledger.records import TrialRecord
+
 MAX_FAILURES = 4
 """Failures of a trial without a scoring point between them, after which this run gives it up; the next tries again."""
 TRIALS_TO_SET_ASIDE = 3
@@ -40,6 +42,19 @@ def alive_machines() -> dict[str, str]:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0
     }
+
+
+def node_at(address: str | None, record: TrialRecord) -> str | None:
+    """Ray's name of the machine at an address; None where that is not certain.
+
+    Args:
+        address: where the trial failed.
+        record: the trial's, which names an earlier machine if the failure came before it could name this one.
+    """
+    if address == record.machine:
+        return record.node_id
+    there = [node_id for node_id, its_address in alive_machines().items() if its_address == address]
+    return there[0] if len(there) == 1 else None
 
 
 @dataclass

@@ -22,6 +22,8 @@ def rewind_damaged(folder: RunFolder) -> Iterator[str]:
     Yields:
         What was set back, for the user.
     """
+    if not folder.trials_dir.is_dir():
+        return  # a new run
     results = read_results(folder.dir)
     records = {record.trial: record for record in results.trials}
     for row in results.best_of_each_trial():

@@ -26,7 +26,7 @@ from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
 from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
 from training.config import METHODS, SubjectConfig
-from training.dataset import encode_dataset, prepare_photos
+from training.dataset import encode_dataset, num_class_images_missing, prepare_photos
 from training.errors import UserError
 from training.layout import STATE_FILE
 from training.pictures import find_photos
@@ -125,7 +125,8 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
     yield "encoding the photos"
     encode_dataset(folder.dataset_dir, base_model, device=device)
     if asked.num_class_images:
-        yield f"drawing {asked.num_class_images} class images"
+        if missing := num_class_images_missing(folder.dataset_dir, base_model, asked.num_class_images):
+            yield f"drawing {missing} class images"
         encode_dataset(folder.dataset_dir, base_model, class_images=asked.num_class_images, device=device)
     base = folder.base()
     if base is None or not base.is_over:

@@ -153,7 +153,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _fail(self, error: Exception) -> None:
         """The same settings would meet it again: written down for good."""
         self._folder.drop_training_state(self._record.trial)
-        keep_traceback(self._folder, self._record, "".join(traceback.format_exception(error)))
+        text = "".join(traceback.format_exception(error))
+        keep_traceback(self._folder, self._record.trial, self._record.machine, text)
         self._folder.push(self._folder.trial_dir(self._record.trial))
         self._write(status="failed", fault="trial", reason=failure_text(error))
 

@@ -83,6 +83,7 @@ def _config_of(folder: RunFolder, trial: str) -> MethodConfig | None:
             config = TypeAdapter(MethodConfig).validate_python(json.loads(file.read_bytes())["config"])
         except (ValidationError, ValueError, KeyError, TypeError):
             continue
-        if trial_id(config) == trial:
-            return config
+        for own in (config, config.model_copy(update={"gradient_checkpointing": False})):  # it may have spared memory
+            if trial_id(own) == trial:
+                return own
     return None

@@ -15,7 +15,6 @@ from PIL import Image
 from evaluation.config import EvaluationConfig
 from evaluation.generate import (
     GeneratedImage,
-    NonFinitePictureError,
     generate,
     generation_dtype,
     load_images,
@@ -23,6 +22,7 @@ from evaluation.generate import (
     save_images,
     starting_noise,
 )
+from training.finite_pictures import NonFinitePictureError
 
 PROMPTS = ["sks woman in a garden", "a photo of sks woman"]
 

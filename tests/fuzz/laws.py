@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sweeps.asked import is_listed
 from sweeps.cli import main
 from sweeps.config import load_sweep, parse_sweep
 from sweeps.ledger.folder import RunFolder
+from sweeps.plan import plan_of
 from sweeps.report.page import render_report
 from sweeps.results.results import read_results
 from sweeps.search.listed import trials_asked_for
@@ -34,7 +35,7 @@ from training.pictures import read_picture
 MAX_SECONDS = 5.0
 """Of processor time."""
 MAX_BYTES = 300_000_000
-REPORT_EVERY = 25
+REPORT_EVERY = 100
 """A report takes a third of a second, so only some entries are written into one."""
 
 
@@ -50,8 +51,6 @@ class Tally:
     refused: int = 0
     slowest: float = 0.0
     peak_bytes: int = 0
-    seen: set[str] = field(default_factory=set)
-    """The messages' beginnings: how many ways of refusing were reached."""
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -75,7 +74,6 @@ class Tally:
         """Count a refusal."""
         assert message.strip(), "a refusal has words"
         self.refused += 1
-        self.seen.add(message[:40])
 
 
 def _too_long(_signal: int, _frame: object) -> None:
@@ -158,6 +156,14 @@ def sweep_values(world: World, tally: Tally, sweep: dict[str, Any], override: st
         assert RunFolder(world.dir / config.name).dir.parent == world.dir.resolve()
         assert not is_listed(config) or config.search.sampler in ("grid", "random")
     assert files_of(world.dir) == before
+
+
+def plans(world: World, tally: Tally, sweep: dict[str, Any]) -> None:
+    """What `check` does once it has looked at the models: the sweep is measured or refused, at once."""
+    file = world.dir / "fuzz.yaml"
+    file.write_bytes(inputs.as_yaml(sweep))
+    with tally.counted():
+        assert plan_of(load_sweep(file)).lines()
 
 
 def photos(world: World, tally: Tally, content: bytes) -> None:

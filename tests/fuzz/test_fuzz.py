@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz.laws import KINDS, Tally, World, fuzz, sweep_values
+from tests.fuzz.laws import KINDS, Tally, World, fuzz, plans
 from tests.fuzz.world import build_world
 
-EXAMPLES = {"photos": 300, "ledger entries": 40, "names of sweeps": 300, "names of runs and trials": 40}
+EXAMPLES = {
+    "photos": 300,
+    "ledger entries": 40,
+    "names of sweeps": 300,
+    "names of runs and trials": 40,
+    "sweep files, values": 40,
+}
 
 
 HUGE: dict[str, Any] = {
@@ -54,9 +60,7 @@ def with_value(sweep: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("place", HUGE)
 def test_a_huge_number_is_planned_or_refused_at_once(world: World, place: str, sampler: str) -> None:
     """Neither a hang nor memory for what nobody can run."""
-    sweep_values(
-        world, Tally(), with_value(with_value(world.sweep, "search.sampler", sampler), place, HUGE[place]), None
-    )
+    plans(world, Tally(), with_value(with_value(world.sweep, "search.sampler", sampler), place, HUGE[place]))
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe", "nsga2"])
@@ -66,7 +70,7 @@ def test_an_enormous_space_is_planned_or_refused_at_once(world: World, space: st
     sweep = with_value(world.sweep, "search.sampler", sampler)
     for field in ("rank", "max_train_steps", "gradient_accumulation_steps"):
         sweep = with_value(sweep, f"methods.lora.{field}", SPACES[space])
-    sweep_values(world, Tally(), sweep, None)
+    plans(world, Tally(), sweep)
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from training import class_images
 from training.config import SubjectConfig
-from training.dataset import Dataset, encode_dataset, load_dataset, load_prepared_photos, prepare_photos
+from training.dataset import (
+    Dataset,
+    encode_dataset,
+    load_dataset,
+    load_prepared_photos,
+    num_class_images_missing,
+    prepare_photos,
+)
+from training.errors import DivergedError
 from training.photos import crop_remarks
+from training.pictures import read_picture
+from training.stable_diffusion import base_pipeline
 
 
 def mtimes(folder: Path) -> dict[str, int]:
@@ -103,6 +113,42 @@ def test_missing_class_pictures_alone_are_drawn(own_subject: SubjectConfig, tiny
     assert len(latents.mean) == 4
 
 
+def test_class_pictures_are_the_pipelines_own(tiny_base: str, tmp_path: Path) -> None:
+    """The look at whether they are finite changes no pixel."""
+    (file,) = class_images.make_class_images(tmp_path, tiny_base, "a woman", 1, device=torch.device("cpu"))
+    pipeline = base_pipeline(tiny_base, torch.device("cpu"), torch.float32)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    plain = pipeline(["a woman"], num_inference_steps=25, generator=[torch.Generator().manual_seed(0)]).images[0]
+    assert np.array_equal(np.asarray(read_picture(file)), np.asarray(plain))
+
+
+def test_class_pictures_that_overflow_are_refused(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In half precision some base models' VAE gives black pictures, which prior preservation would hold on to."""
+
+    def overflowing(base_model: str, device: torch.device, dtype: torch.dtype, **_: object) -> object:
+        pipeline = base_pipeline(base_model, device, dtype)
+        torch.nn.init.constant_(pipeline.vae.decoder.conv_out.weight, float("inf"))
+        return pipeline
+
+    monkeypatch.setattr(class_images, "base_pipeline", overflowing)
+    with pytest.raises(DivergedError, match="class picture 0 on: pixels are not finite"):
+        class_images.make_class_images(tmp_path, tiny_base, "a woman", 1, device=torch.device("cpu"))
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_only_what_is_missing_is_announced(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """All, some, none; none where none are wanted."""
+    out = tmp_path / "dataset"
+    prepare_photos(own_subject, out)
+    assert num_class_images_missing(out, tiny_base, 0) == 0
+    assert num_class_images_missing(out, tiny_base, 2) == 2
+    encode_dataset(out, tiny_base, class_images=2, device="cpu")
+    assert num_class_images_missing(out, tiny_base, 3) == 1
+    assert num_class_images_missing(out, tiny_base, 2) == 0
+
+
 def test_a_kill_while_drawing_class_pictures_loses_one_batch(
     own_subject: SubjectConfig, tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,11 +222,12 @@ def test_faces_are_cut_out_where_they_are_found(own_subject: SubjectConfig, tmp_
 def test_photos_that_an_earlier_release_prepared_say_where_no_face_was_found(
     own_subject: SubjectConfig, tmp_path: Path
 ) -> None:
-    """0.1.0 wrote the box of a face or none, and no number."""
+    """0.1.0 wrote the box of a face or none, and neither number nor digest."""
     prepare_photos(own_subject, tmp_path / "dataset", lambda _: [])
     record = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
     for photo in record["photos"]:
         del photo["num_faces"]
+    del record["digest"]
     record["photos"][0]["face"] = [0, 0, 9, 9]
     (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(record))
     (remark,) = crop_remarks(tmp_path / "dataset")

@@ -134,7 +134,7 @@ UNUSABLE: dict[str, Callable[[Path], object]] = {
     "half a VAE": halve("vae/diffusion_pytorch_model.safetensors"),
     "one weight too few": lose_one_weight,
     "no tokenizer": drop("tokenizer/tokenizer.json"),
-    "another tokenizer": change("tokenizer/tokenizer_config.json", bos_token="a</w>"),  # noqa: S106 -- no password
+    "another tokenizer": change("tokenizer/tokenizer_config.json", bos_token="a</w>"),  # noqa: S106
     "a prompt without end": change("tokenizer/tokenizer_config.json", model_max_length=1000),
 }
 

@@ -90,9 +90,15 @@ def with_model(**fields: object) -> Callable[[Path], None]:
 
 
 def with_added(token: str, number: int) -> Callable[[Path], None]:
-    return lambda folder: edit(
-        folder / "tokenizer.json", lambda content: content["added_tokens"].append({"id": number, "content": token})
-    )
+    def add(content: dict[str, Any]) -> None:
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": number, "content": token})
+
+    return lambda folder: edit(folder / "tokenizer.json", add)
+
+
+def wrong_merges(folder: Path) -> None:
+    split_files(folder)
+    (folder / "merges.txt").write_text("qqq zzz\n")
 
 
 def break_json(folder: Path) -> None:
@@ -115,13 +121,16 @@ MISFITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no merges": (split_without("merges.txt"), r"got only vocab\.json"),
     "no vocabulary": (split_without("vocab.json"), r"got only merges\.txt"),
     "no config": (remove("tokenizer_config.json"), r"tokenizer_config\.json is missing"),
-    "no length": (with_config("model_max_length", None), "model_max_length must be a whole number"),
+    "no length": (with_config("model_max_length", None), "model_max_length: Input should be a valid integer"),
     "too long": (with_config("model_max_length", 512), "model_max_length must be 3 to its 77 positions, got 512"),
     "a few tokens": (with_model(vocab={"a</w>": 0}, merges=[]), r"need the 49,408 tokens .* got"),
     "an empty vocabulary": (with_model(vocab={}, merges=[]), r"need the 49,408 tokens"),
-    "merges of another vocabulary": (with_model(merges=[["qqq", "zzz"]]), "do not belong together"),
-    "no vocabulary in the file": (with_model(vocab=None), "must hold a BPE model"),
+    "merges of another vocabulary": (with_model(merges=[["qqq", "zzz"]]), r"tokenizer\.json is broken"),
+    "merges of another vocabulary, split": (wrong_merges, "do not belong together"),
+    "no vocabulary in the file": (with_model(vocab=None), r"tokenizer\.json is broken"),
     "one token more than there are rows": (with_added("<ada>", 49408), r"got 49,409 up to id 49,408"),
+    "a token of one's own that has no row": (with_config("additional_special_tokens", ["<ada>"]), "got 49,409"),
+    "a start that is no token": (with_config("bos_token", None), "tokenizer_config.json: bos_token: .* got None"),
     "another start": (with_config("bos_token", "a</w>"), "bos_token must have id 49406, got 320"),
     "an unknown end": (with_config("eos_token", "</s>"), r"does not know its own eos_token </s>"),
     "shifted ids": (shift_ids, "must have id"),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
 from sweeps.execution.failures import TRACEBACK_FILE, is_full_disk
-from sweeps.execution.machines import MAX_FAILURES, TRIALS_TO_SET_ASIDE, Machines
+from sweeps.execution.machines import MAX_FAILURES, TRIALS_TO_SET_ASIDE, Machines, node_at
+from sweeps.ledger.records import TrialRecord
 from sweeps.results.results import read_results
 from tests.sweeps.tiny_sweep import write_sweep
 
@@ -82,6 +83,20 @@ def test_a_good_machine_always_remains_to_be_tried(history: list[tuple[str, str,
         for one in "tuvwxyz":
             assert set(known.to_avoid(one)) >= set(known.set_aside)
             assert set(known.to_avoid(one)) != set(TWO) or known.none_left
+
+
+def test_a_failure_before_the_trial_could_say_where_it_is_blames_no_earlier_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record names the machine of the last attempt; that of this one is told by its address, where it can be."""
+    monkeypatch.setattr("sweeps.execution.machines.alive_machines", lambda: {**TWO, "c": "10.0.0.3", "d": "10.0.0.3"})
+    record = TrialRecord(
+        trial="t", method="lora", status="running", config={}, machine="10.0.0.1", node_id="a of this record"
+    )
+    assert node_at("10.0.0.1", record) == "a of this record"
+    assert node_at("10.0.0.2", record) == "b"
+    assert node_at("10.0.0.3", record) is None
+    assert node_at("10.0.0.9", record) is None
 
 
 def test_a_full_disk_is_known_through_its_causes() -> None:

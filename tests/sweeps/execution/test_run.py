@@ -84,6 +84,32 @@ def test_what_the_driver_finds_wrong_comes_out_of_tune_as_it_was(ray_session: No
         tune.run(Failing, storage_path=str(tmp_path), callbacks=[Keeper()], raise_on_failed_trial=False, verbose=0)
 
 
+def test_a_sweep_with_a_storage_leaves_all_of_it_there(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tiny_controlnet: str, photos: Path, tmp_path: Path
+) -> None:
+    """Another head, its disk empty, gives the same command: it trains nothing and has table, pictures and weights."""
+    from sweeps.execution.run import run_sweep
+    from sweeps.ledger.mirror import open_run
+
+    storage = f"file://{tmp_path / 'there'}"
+    reference = min(photos.glob("*.png"))
+    render = {"references": [str(reference)], "controlnet": tiny_controlnet, "num_inference_steps": 2, "resolution": 64}
+    methods = {"lora": {"rank": {"choices": [1]}, "max_train_steps": 4, "train_batch_size": 1}}
+    config = tiny_sweep(methods=methods, storage=storage, render=render)
+    first = run_sweep(config, tmp_path / "first")
+    before = times(tmp_path / "there")
+    second = run_sweep(config, tmp_path / "second")
+    changed = {name for name, time in times(tmp_path / "there").items() if before.get(name) != time}
+    assert {Path(name).name for name in changed} == {"sweep.yaml", "results.csv"}
+    assert (second / "results.csv").read_bytes() == (first / "results.csv").read_bytes()
+    results = read_results(second)
+    assert all((second / image).is_dir() for row in results.rows if (image := row.images))
+    assert (second / "renders" / "sheet.png").is_file()
+    if results.champion.row is not None:
+        assert (second / str(results.champion.row.checkpoint)).is_dir()
+    assert open_run(second, storage).lease_place.read() is None, "and nobody holds it"
+
+
 def test_what_the_cluster_lacks_is_refused_at_once(
     ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
 ) -> None:
