@@ -61,6 +61,7 @@ def test_a_folder_that_exists_keeps_its_mode_and_is_named_if_open(tmp_path: Path
 def test_files_are_as_open_as_the_umask_says_whoever_wrote_them(tmp_path: Path, umask: int) -> None:
     """Weights, numbers of faces and ledger alike: safetensors alone would write for its user only."""
     folder = RunFolder(tmp_path / "ada")
+    make_run_dir(folder.dir)
     folder.write(record("t"))
     References("judge", np.eye(2, 4, dtype=np.float32), ("a", "b"), ("c", "d")).save(folder.reference_file)
     with whole_folder(folder.checkpoint_dir("t", 4)) as part:
