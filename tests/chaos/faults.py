@@ -221,8 +221,9 @@ def node_added(case: Case, rng: random.Random) -> Struck:
 
 @fault("two-drivers", "two drivers at once")
 def two_drivers(case: Case, rng: random.Random) -> Struck:
-    """The same command a second time while the first still runs."""
-    first = run_to_midway(case, rng)
+    """The same command a second time while the first still runs: early, since a driver takes a while to start."""
+    first = case.start()
+    case.wait_for(lambda log: bool(entries(log, "scored")), first)
     second = case.start()
     struck = Struck(time.time(), second)
     second.end()
