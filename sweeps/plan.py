@@ -220,18 +220,23 @@ def _disk_needed(plan: Plan, folder: RunFolder) -> int:
 
 
 @contextmanager
-def full_disk_explained(plan: Plan, folder: RunFolder) -> Iterator[None]:
+def failing_disk_explained(plan: Plan, folder: RunFolder) -> Iterator[None]:
     """While this lasts, a disk that fills up is said with its place, what is free and what is still needed.
 
     Raises:
-        UserError: the disk is full; everything that was written is whole.
+        UserError: the disk is full or has become read-only; everything that was written is whole.
     """
     try:
         yield
     except OSError as error:
+        place = error.filename or folder.trials_dir
+        if error.errno == errno.EROFS:
+            raise UserError(
+                f"{place}: has become read-only; nothing that was scored is lost, let it be written and give the same "
+                "command again"
+            ) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = error.filename or folder.trials_dir
         raise UserError(
             f"{place}: the disk is full: {bytes_text(shutil.disk_usage(folder.dir).free)} are free, the rest of the "
             f"sweep needs about {bytes_text(_disk_needed(plan, folder))}; nothing that was scored is lost, free some "

@@ -4,7 +4,7 @@ checkpoint-200/
   pytorch_lora_weights.safetensors      a LoRA with its adapter metadata, or
   unet/, text_encoder/                  the trained modules of DreamBooth
   checkpoint.json                       method, step, config, base model
-  training_state.safetensors            optimizer, schedule; only in a trial's newest checkpoint
+  training_state.safetensors            optimizer, schedule; gone from older checkpoints than one that was taken
   MANIFEST.json                         size and sha256 of every file above
 """
 
@@ -57,7 +57,7 @@ def save_checkpoint(
     base_model: str,
     training_state: Mapping[str, Any],
 ) -> Checkpoint:
-    """Write `out_dir/checkpoint-<step>` as a whole, then drop the training state of older checkpoints.
+    """Write `out_dir/checkpoint-<step>` as a whole.
 
     Args:
         out_dir: the trial's folder.
@@ -74,10 +74,14 @@ def save_checkpoint(
         (part / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
         _save_tree(training_state, part / STATE_FILE)
         write_manifest(part)
-    for older, older_step in _checkpoint_folders(out_dir):
-        if older_step < step:
-            (older / STATE_FILE).unlink(missing_ok=True)
     return Checkpoint(folder, config.method, step, base_model, config)
+
+
+def drop_older_states(checkpoint: Checkpoint) -> None:
+    """Free what going on from older checkpoints of the trial would need, twice the weights."""
+    for older, step in _checkpoint_folders(checkpoint.dir.parent):
+        if step < checkpoint.step:
+            (older / STATE_FILE).unlink(missing_ok=True)
 
 
 def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkpoint:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, drop_older_states, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
 from training.dataset import Dataset
 from training.errors import DivergedError, UserError
@@ -46,6 +46,7 @@ def train(
     """Train, and yield a checkpoint at each of `scoring_steps(at_steps, config.max_train_steps)`.
 
     Between two checkpoints nothing runs: a caller that has seen enough closes the generator, which frees the memory.
+    A checkpoint has been taken when the caller asks for the next: until then the one before can be gone on from too.
     Several generators may take turns in one process.
 
     Args:
@@ -103,7 +104,9 @@ def _checkpoints(
                 if step > run.step:
                     _advance(run, step, stats, on_step)
                     stats.sync()  # first, so that no checkpoint is there without its steps
-                    yield _save(run, out_dir)
+                    checkpoint = _save(run, out_dir)
+                    yield checkpoint
+                    drop_older_states(checkpoint)  # only now: it may have been damaged before anybody had scored it
     finally:
         del run
         gc.collect()

@@ -36,7 +36,7 @@ from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.privacy import open_to_all
 from sweeps.ledger.records import BASE_TRIAL
-from sweeps.plan import check_disk, check_sweep, full_disk_explained
+from sweeps.plan import check_disk, check_sweep, failing_disk_explained
 from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import read_results
@@ -86,7 +86,7 @@ def run_sweep(
             for said in rewind_damaged(folder):
                 _say(console, said)
         if not _is_done(config, folder):
-            with full_disk_explained(plan, folder):
+            with failing_disk_explained(plan, folder):
                 _run_on_ray(config, folder, address, console)
         _write_sweep(config, folder)
         folder.pull(folder.trials_dir, without=("checkpoint-*",))  # for the report, all pictures; of the weights,

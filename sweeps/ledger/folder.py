@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -226,7 +226,8 @@ class RunFolder:
             with Lease(self.lease_place, str(self.dir), say=say).held():
                 yield
         finally:
-            (self.dir / ".lock.holder").unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that cannot be written any more; the error that says so is on its way
+                (self.dir / ".lock.holder").unlink(missing_ok=True)
             lock.release()
 
     @property

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -288,7 +288,8 @@ class Lease:
                 )
             if self._has_failed:
                 raise RuntimeError(f"{self._what}: cannot be held any longer: its lease was not renewed")
-            self.release()
+            with suppress(OSError):  # a folder that cannot be written any more: the dead let go of it
+                self.release()
 
     def _keep(self, is_over: threading.Event, in_main_thread: bool) -> None:
         self._has_failed = True  # unless the loop ends as it should

@@ -147,8 +147,8 @@ class Driver:
         if self.process.returncode == -signal.SIGKILL:
             return ""
         lines = [line.strip() for line in self._words.read_text(errors="replace").splitlines() if line.strip()]
-        complaints = [line for line in lines if line.startswith("dreamsweep: ")]
-        return (complaints[:1] or lines[-1:] or [""])[0]
+        first = [line for line in lines if line.startswith(("dreamsweep: ", "*** "))]  # before a stack of addresses
+        return (first[:1] or lines[-1:] or [""])[0]
 
 
 def _environment() -> dict[str, str]:

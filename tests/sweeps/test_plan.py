@@ -5,6 +5,7 @@ pytest tests/sweeps/test_plan.py     a few seconds
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,17 @@ import pytest
 
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
-from sweeps.plan import STABLE_DIFFUSION_15, base_sizes, check_disk, check_sweep, checkpoint_bytes, plan_of
+from sweeps.plan import (
+    STABLE_DIFFUSION_15,
+    base_sizes,
+    check_disk,
+    check_sweep,
+    checkpoint_bytes,
+    failing_disk_explained,
+    plan_of,
+)
 from training.config import DreamBoothConfig, LoraConfig
+from training.errors import UserError
 
 
 def test_the_plan_counts_what_the_sweep_will_do(tiny_sweep: Callable[..., SweepConfig]) -> None:
@@ -129,3 +139,30 @@ def test_what_cannot_work_is_refused_without_ray(
     """`check` finds missing photos and base models on this machine."""
     with pytest.raises(ValueError, match=law):
         check_sweep(tiny_sweep(**{section: value}))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "trials: the disk is full: .* are free, .* needs about .*nothing that was scored is lost"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EROFS, "trials: has become read-only; nothing that was scored is lost"),
+    ],
+)
+def test_a_disk_that_fails_in_the_middle_is_named_with_the_way_on(
+    tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, number: int, said: str
+) -> None:
+    """What happened, where, that nothing is lost, and that the same command goes on."""
+    folder = RunFolder(tmp_path)
+    with (
+        pytest.raises(UserError, match=said) as refused,
+        failing_disk_explained(plan_of(tiny_sweep()), folder),
+    ):
+        raise OSError(number, "as the kernel says it", str(folder.trials_dir))
+    assert "give the same command again" in str(refused.value)
+
+
+def test_other_failures_are_not_called_a_failing_disk(tiny_sweep: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    """They pass as they are."""
+    with pytest.raises(PermissionError), failing_disk_explained(plan_of(tiny_sweep()), RunFolder(tmp_path)):
+        raise PermissionError(errno.EACCES, "not allowed")

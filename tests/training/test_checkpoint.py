@@ -23,6 +23,7 @@ from transformers import CLIPTextModel
 from training import checkpoint as checkpoint_module
 from training.checkpoint import (
     Checkpoint,
+    drop_older_states,
     latest_checkpoint,
     load_pipeline,
     load_training_state,
@@ -333,7 +334,7 @@ def test_a_killed_writer_leaves_no_checkpoint(tmp_path: Path) -> None:
 def test_the_latest_checkpoint_is_the_newest_whole_one(tiny_base: str, tmp_path: Path) -> None:
     """By step, not by name; one that is damaged or has no training state is passed over."""
     assert latest_checkpoint(tmp_path / "nowhere") is None
-    for step in (9, 100, 20):  # 20 last: an older one's state goes only when a newer one is written
+    for step in (9, 100, 20):
         save(LORA, tiny_base, tmp_path, step)
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
@@ -342,6 +343,7 @@ def test_the_latest_checkpoint_is_the_newest_whole_one(tiny_base: str, tmp_path:
     fallback = latest_checkpoint(tmp_path)
     assert fallback is not None
     assert fallback.step == 20
+    drop_older_states(fallback)
     shutil.rmtree(fallback.dir)
     assert latest_checkpoint(tmp_path) is None
 

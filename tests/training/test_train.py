@@ -569,8 +569,20 @@ def test_going_on_with_another_config_is_refused(dataset: Dataset, tmp_path: Pat
     assert [c.step for c in train(longer, dataset, [], checkpoint, out_dir=tmp_path, device="cpu")] == [5]
 
 
+def test_a_checkpoint_that_is_damaged_before_it_was_taken_costs_only_itself(dataset: Dataset, tmp_path: Path) -> None:
+    """Until the caller asks for the next one, training can go on from the one before, to the same weights."""
+    checkpoints = train(LORA, dataset, [1, 2], out_dir=tmp_path / "cut", device="cpu")
+    first, second = next(checkpoints), next(checkpoints)
+    checkpoints.close()
+    weights_file = second.dir / "pytorch_lora_weights.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"x")
+    assert latest_checkpoint(tmp_path / "cut") == first
+    resumed = last(train(LORA, dataset, [1, 2], first, out_dir=tmp_path / "cut", device="cpu"))
+    assert_same(weights(resumed), weights(last(train(LORA, dataset, [1, 2], out_dir=tmp_path / "whole", device="cpu"))))
+
+
 def test_only_the_newest_checkpoint_can_be_gone_on_from(dataset: Dataset, tmp_path: Path) -> None:
-    """Optimizer state is large: it stays with the newest whole checkpoint alone."""
+    """Optimizer state is large: it stays with the newest checkpoint alone once that was taken."""
     steps = list(train(LORA, dataset, [1, 2], out_dir=tmp_path, device="cpu"))
     assert [checkpoint.step for checkpoint in steps] == [1, 2, 4]
     assert load_training_state(steps[-1])
