@@ -34,6 +34,8 @@ ADAM_STATE_FACTOR = 2
 """AdamW keeps two numbers a trained one."""
 MANY_AT_ONCE = 8
 """Trials at one time on a cluster of unknown size: a guess."""
+STATES_OF_A_TRIAL = 2
+"""The newest checkpoint's, and the one before it until the newest has been scored."""
 FLOAT_BYTES = 4
 CHECKPOINT_OVERHEAD_BYTES = 100_000
 
@@ -147,7 +149,7 @@ def plan_of(config: SweepConfig) -> Plan:
         num_class_images=num_class_images,
         disk_bytes=int(
             weights
-            + sum(states)
+            + STATES_OF_A_TRIAL * sum(states)
             + num_images * pixels * BYTES_PER_PIXEL
             + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
         ),
