@@ -19,7 +19,19 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sweeps", "evaluation", "training")
 COLOURS = {"sweeps": "#dbe7f6", "evaluation": "#e3f1df", "training": "#f6e8d8"}
-GROUND = ("files", "pictures", "paths", "layout", "canonical", "errors", "reading")
+GROUND = (
+    "canonical",
+    "errors",
+    "files",
+    "layout",
+    "manifest",
+    "names",
+    "paths",
+    "pictures",
+    "pixels",
+    "png_chunks",
+    "reading",
+)
 """Of `training/`: what all rooms stand on, Stable Diffusion apart."""
 
 
