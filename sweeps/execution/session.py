@@ -65,9 +65,9 @@ def _connect(address: str | None, console: Console | None) -> None:
     )  # which Ray sets itself for a machine of its own
     if context.dashboard_url:
         asks = " (asks for a token: ray get-auth-token)" if with_token else ""
-        console.print(f"dashboard http://{context.dashboard_url}{asks}", highlight=False)
+        console.print(f"dashboard http://{context.dashboard_url}{asks}", highlight=False, soft_wrap=True)
     if with_token and (warning := open_token_file(os.environ)):
-        console.print(f"mind: {warning}", highlight=False)
+        console.print(f"mind: {warning}", highlight=False, soft_wrap=True)
 
 
 def our_runtime_env() -> dict[str, Any]:
