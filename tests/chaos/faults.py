@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -418,16 +418,17 @@ def pictures_deleted(case: Case, rng: random.Random) -> Struck:
 
 @fault("clock-back", "clock set back by a day")
 def clock_back(case: Case, rng: random.Random) -> Struck:
-    """What was written before lies a day ahead of the second driver: every file's time, and every time in the files."""
+    """What was written before lies a day ahead of the second driver and the third.
+
+    That is every file's own time, the times in the ledger, and those in the names of Tune's experiment states, by which
+    it takes the newest. The rest of what Tune writes is left alone: there such texts are names of folders.
+    """
     struck = killed_before(case, rng)
     for path in [case.run_dir, *case.run_dir.rglob("*")]:
-        if path.is_symlink():
-            continue
-        if path.suffix in (".json", ".jsonl", ".csv") and path.is_file():
-            with suppress(UnicodeDecodeError):  # Tune calls a pickle so, too
-                path.write_text(_a_day_later(path.read_text()))
-        if path.is_file() and (later := _a_day_later(path.name)) != path.name:
-            path = path.rename(path.with_name(later))
+        if path.name == "trial.json":
+            path.write_text(_a_day_later(path.read_text()))
+        if path.name.startswith("experiment_state-"):
+            path = path.rename(path.with_name(_a_day_later(path.name)))
         moment = path.stat().st_mtime + DAY.total_seconds()
         os.utime(path, (moment, moment))
     struck.reruns = 2
@@ -435,7 +436,7 @@ def clock_back(case: Case, rng: random.Random) -> Struck:
 
 
 def _a_day_later(text: str) -> str:
-    """Every ISO time in a text (in Tune's file names with dashes and an underscore) a day later."""
+    """Every ISO time in a text (in the names of Tune's states with dashes and an underscore) a day later."""
 
     def later(match: re.Match[str]) -> str:
         day = datetime.strptime(match["day"], "%Y-%m-%d") + DAY

@@ -164,7 +164,7 @@ def main(plan_file: str, address: str = "local") -> None:
     finished = [result for result in results if result.error is None and (result.metrics or {}).get("done")]
     best = results.get_best_result(scope="all") if finished else None
     champion = None
-    if best is not None:
+    if best is not None and "face_similarity" in best.metrics_dataframe:  # what could not be written has no columns
         row = best.metrics_dataframe.sort_values(["face_similarity", "step"], ascending=[False, True]).iloc[0]
         champion = {
             "trial": best.config["trial"]["name"],
