@@ -57,7 +57,7 @@ def test_a_submitted_sweep_uses_both_workers(
     assert {actor.repr_name for actor in trials} >= {"lora_r1_lr1e-3", "dreambooth_lr1e-5"}
 
 
-def _submit(client: JobSubmissionClient, entrypoint: str, deadline_seconds: float = 120) -> str:
+def _submit(client: JobSubmissionClient, entrypoint: str, deadline_seconds: float = 300) -> str:
     """Submit a job as soon as the head's agent, which starts after the head itself, takes one."""
     give_up = time.monotonic() + deadline_seconds
     while True:
