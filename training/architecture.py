@@ -387,7 +387,7 @@ _UNET_ENDS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
-_UNET_RESNET = {
+UNET_RESNET_NAMES = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -395,7 +395,7 @@ _UNET_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _UNET_BLOCK = re.compile(r"(?P<side>down|up)_blocks\.(?P<i>\d+)\.(?P<kind>\w+)\.(?P<j>\d+)\.(?P<rest>.*)")
 
 
@@ -413,9 +413,9 @@ def _original_unet_name(name: str, config: UNetConfig) -> str:
     if block is None:
         end = next(end for end in _UNET_ENDS if name.startswith(f"{end}."))
         rest = name.removeprefix(f"{end}.")
-        return f"{_UNET_ENDS[end]}.{_inner(rest, _UNET_RESNET) if 'resnets' in end else rest}"
+        return f"{_UNET_ENDS[end]}.{_inner(rest, UNET_RESNET_NAMES) if 'resnets' in end else rest}"
     i, j, kind, rest = int(block["i"]), int(block["j"]), block["kind"], block["rest"]
-    rest = _inner(rest, _UNET_RESNET) if kind == "resnets" else rest
+    rest = _inner(rest, UNET_RESNET_NAMES) if kind == "resnets" else rest
     place = 0 if kind == "resnets" else 1
     if block["side"] == "down":  # the stem, then each resnet with its attention, then the downsampling
         first = 1 + i * (config.layers_per_block + 1)
@@ -438,7 +438,7 @@ def _original_vae_name(name: str, config: VaeConfig) -> str:
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     before, middle, rest = name.partition("mid_block.attentions.0.")
     if middle:
-        return f"{before}mid.attn_1.{_inner(rest, _VAE_ATTENTION)}"
+        return f"{before}mid.attn_1.{_inner(rest, VAE_ATTENTION_NAMES)}"
     return name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
 
 

@@ -15,21 +15,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from training.architecture import TEXT_PREFIX, UNET_PREFIX, UNET_RESNET_NAMES, VAE_ATTENTION_NAMES, VAE_PREFIX
 from training.errors import UserError
 
 TEXT_MODEL = "text_model."
 """Part of the text encoder's names in all files of the last years; transformers 5 reads it but no longer writes it."""
 
-RESNET_NAMES = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 VAE_RESNET_NAMES = {"conv_shortcut": "nin_shortcut"}
-VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 Renaming = tuple[str, str, Mapping[str, str]]
 """A module's path here, its path there, and the names inside it that differ."""
@@ -53,11 +45,9 @@ def original_layout(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
         raise UserError("checkpoint: the single-file layout is Stable Diffusion 1's, got a UNet of Stable Diffusion 2")
     text = with_text_model_prefix(pipeline.text_encoder.state_dict())
     parts = {
-        "model.diffusion_model.": _renamed(pipeline.unet.state_dict(), list(_unet_modules(pipeline.unet))),
-        "first_stage_model.": _vae_with_convolutions(
-            _renamed(pipeline.vae.state_dict(), list(_vae_modules(pipeline.vae)))
-        ),
-        "cond_stage_model.transformer.": text,
+        UNET_PREFIX: _renamed(pipeline.unet.state_dict(), list(_unet_modules(pipeline.unet))),
+        VAE_PREFIX: _vae_with_convolutions(_renamed(pipeline.vae.state_dict(), list(_vae_modules(pipeline.vae)))),
+        TEXT_PREFIX: text,
     }
     return {prefix + key: tensor.cpu().contiguous() for prefix, part in parts.items() for key, tensor in part.items()}
 
@@ -87,19 +77,19 @@ def _unet_modules(unet: UNet2DConditionModel) -> Iterator[Renaming]:
     number = 1
     for i, block in enumerate(unet.down_blocks):
         for j in range(len(block.resnets)):
-            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{number}.0", RESNET_NAMES
+            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{number}.0", UNET_RESNET_NAMES
             yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{number}.1", {}
             number += 1
         if block.downsamplers is not None:
             yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{number}.0.op", {}
             number += 1
-    yield "mid_block.resnets.0", "middle_block.0", RESNET_NAMES
+    yield "mid_block.resnets.0", "middle_block.0", UNET_RESNET_NAMES
     yield "mid_block.attentions.0", "middle_block.1", {}
-    yield "mid_block.resnets.1", "middle_block.2", RESNET_NAMES
+    yield "mid_block.resnets.1", "middle_block.2", UNET_RESNET_NAMES
     number = 0
     for i, block in enumerate(unet.up_blocks):
         for j in range(len(block.resnets)):
-            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{number}.0", RESNET_NAMES
+            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{number}.0", UNET_RESNET_NAMES
             yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{number}.1", {}
             number += 1
         if block.upsamplers is not None:
