@@ -1,30 +1,30 @@
 """One self-contained report.html from a run folder: the verdict first, then all that it rests on.
 
-The page asks the network for nothing: pictures are inlined, plots are SVG, and a content security policy forbids the
-rest. Prompts, names and reasons come from files and are escaped as text.
+The file asks the network for nothing: pictures are inlined, and a content security policy forbids the rest. Served by
+`sweeps/watch`, the same page has its pictures by address and follows the run. Prompts, names and reasons come from
+files and are escaped as text.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.photo_remarks import reference_photos, remarks_on_faces
 from sweeps.report import plots
+from sweeps.report.pictures import InlinedPictures, LinkedPictures, Picture, Pictures
 from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
@@ -32,18 +32,9 @@ from sweeps.results.results import Results, read_results
 from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
 from training.errors import UserError
 from training.files import write_whole
-from training.pictures import read_picture
 
-THUMBNAIL_SIDE = 256
-SHEET_SIDE = 2400
-"""Longest sides in pixels to which pictures are reduced."""
-PICTURE_BUDGET_BYTES = 7_000_000
-"""Of inlined pictures: a page of 10 MB still opens at once and passes through a mail."""
 MAX_LEADERBOARD_TRIALS = 25
-MAX_GRID_TRIALS = 8
 MAX_PAIRS = 4
-LOSSLESS_SIDE = 128
-"""Up to here a picture is stored as PNG and shown with its own pixels."""
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -67,7 +58,46 @@ def write_report(run_dir: Path | str) -> Path:
 
 
 def render_report(results: Results) -> str:
-    """The page as HTML."""
+    """The page as one HTML file."""
+    script = asset("page.js")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_content(results, InlinedPictures(results.run_dir)),
+            style=asset("page.css"),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def render_live_page(results: Results, assets: str, theme: str | None = None) -> str:
+    """The same page, served: pictures by their address (`LinkedPictures`), and it follows the run.
+
+    It asks `content` beside it for `render_live_content`, again and again.
+
+    Args:
+        results: the run.
+        assets: address of the folder of `page.css`, `page.js` and `plotly.min.js`.
+        theme: `light` or `dark`; None is the reader's own.
+    """
+    content = _content(results, LinkedPictures(results.run_dir))
+    return _environment().get_template("live.html.j2").render(**content, assets=assets, theme=theme)
+
+
+def render_live_content(results: Results) -> str:
+    """What stands inside `<main>` of `render_live_page`."""
+    return _environment().get_template("content.html.j2").render(**_content(results, LinkedPictures(results.run_dir)))
+
+
+def asset(name: str) -> str:
+    """A style sheet or script of the page, by the name of its file."""
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("sweeps.report", "templates"),
         autoescape=True,
@@ -83,33 +113,36 @@ def render_report(results: Results) -> str:
         label=plots.short_label,
         duration=duration_text,
     )
-    script = (Path(__file__).parent / "templates" / "sort.js").read_text(encoding="utf-8")
-    pictures = Pictures(results.run_dir)
+    return environment
+
+
+def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
+    """What the templates say of a run."""
     best = results.best_of_each_trial()
     on_leaderboard = {row.key for row in best[:MAX_LEADERBOARD_TRIALS]}
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        verdict=Verdict(results, pictures),
-        best=best,
-        leaderboard=[row for row in results.rows if row.is_base or row.key in on_leaderboard],
-        max_leaderboard=MAX_LEADERBOARD_TRIALS,
-        admitted=results.rule.qualifies,
-        scale=BarScale.of(results.rows),
-        plots=_plots(results, best),
-        grids=list(picture_grids(results, best, pictures)),
-        num_grid_trials=min(len(best), MAX_GRID_TRIALS),
-        sheets=[uri for path in _sheets(results.folder) if (uri := pictures.sheet(path))],
-        failed=[trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier],
-        trials=[trial for trial in results.trials if not trial.is_base and trial.trial not in results.earlier],
-        earlier=earlier_text(len(results.earlier)) if results.earlier else "",
-        settings=settings(results),
-        photo_remarks=photo_remarks(results.folder),
-        method_names=plots.METHOD_NAMES,
-        pictures=pictures,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return {
+        "results": results,
+        "verdict": Verdict(results, pictures),
+        "best": best,
+        "leaderboard": [row for row in results.rows if row.is_base or row.key in on_leaderboard],
+        "max_leaderboard": MAX_LEADERBOARD_TRIALS,
+        "admitted": results.rule.qualifies,
+        "scale": BarScale.of(results.rows),
+        "plots": _plots(results, best),
+        "grids": list(picture_grids(results, best, pictures)),
+        "num_grid_trials": min(len(best), pictures.max_grid_trials),
+        "sheets": [sheet for path in _sheets(results.folder) if (sheet := pictures.sheet(path))],
+        "failed": [
+            trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier
+        ],
+        "trials": [trial for trial in results.trials if not trial.is_base and trial.trial not in results.earlier],
+        "earlier": earlier_text(len(results.earlier)) if results.earlier else "",
+        "settings": settings(results),
+        "photo_remarks": photo_remarks(results.folder),
+        "method_names": plots.METHOD_NAMES,
+        "pictures": pictures,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
 
 
 def _plots(results: Results, best: Sequence[Row]) -> dict[str, str]:
@@ -156,61 +189,6 @@ class BarScale:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-class Pictures:
-    """Inlines pictures of a run folder, reduced, until the page's budget is spent.
-
-    Args:
-        run_dir: nothing outside it is read, whatever a path in trial.json says.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self._folder = RunFolder(run_dir)
-        self.num_bytes = 0
-        self.num_left_out = 0
-        self._known: dict[tuple[Path, int], str | None] = {}
-
-    def of_row(self, row: Row, image: ImageScore) -> str | None:
-        """Data address of one picture of a checkpoint; None where it is missing, broken or over the budget."""
-        if row.images is None:
-            return None
-        return self._inline(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
-
-    def sheet(self, path: Path) -> str | None:
-        """Data address of a sheet of renders."""
-        return self._inline(self._folder.relative(path), SHEET_SIDE)
-
-    def _inline(self, relative: str, side: int) -> str | None:
-        try:
-            path = self._folder.inside(relative)
-        except UserError:
-            return None
-        if (path, side) not in self._known:
-            self._known[path, side] = self._read(path, side)
-        return self._known[path, side]
-
-    def _read(self, path: Path, side: int) -> str | None:
-        if self.num_bytes >= PICTURE_BUDGET_BYTES:
-            self.num_left_out += path.is_file()
-            return None
-        uri = data_uri(path, side)
-        self.num_bytes += len(uri or "")
-        return uri
-
-
-def data_uri(path: Path, side: int) -> str | None:
-    """The picture with its longer side at most `side` pixels, as a data address; None where it cannot be read."""
-    try:
-        reduced = read_picture(path)
-    except UserError:
-        return None
-    reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    lossless = max(reduced.size) <= LOSSLESS_SIDE
-    reduced.save(buffer, "PNG" if lossless else "JPEG", optimize=True, **({} if lossless else {"quality": 85}))
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _sheets(folder: RunFolder) -> list[Path]:
     return sorted(folder.renders_dir.glob("sheet*.png"))
 
@@ -219,7 +197,7 @@ def _sheets(folder: RunFolder) -> list[Path]:
 class Cell:
     """One picture of a grid with its own face similarity."""
 
-    uri: str | None
+    picture: Picture | None
     face_similarity: float | None
 
 
@@ -234,12 +212,12 @@ class Grid:
     @property
     def is_empty(self) -> bool:
         """Whether not one picture is there."""
-        return not any(cell.uri for _, cells in self.rows for cell in cells)
+        return not any(cell.picture for _, cells in self.rows for cell in cells)
 
 
 def picture_grids(results: Results, best: Sequence[Row], pictures: Pictures) -> Iterator[Grid]:
     """The same prompts and starting noise side by side: the base model and the best trials, one grid a seed."""
-    columns = [*([results.base] if results.base else []), *best[:MAX_GRID_TRIALS]]
+    columns = [*([results.base] if results.base else []), *best[: pictures.max_grid_trials]]
     if not columns or not best:
         return
     by_seed: dict[int | None, list[ImageScore]] = {}
@@ -332,7 +310,7 @@ class Verdict:
             )
             for image in chosen[:MAX_PAIRS]
         ]
-        return [pair for pair in pairs if pair.champion.uri]
+        return [pair for pair in pairs if pair.champion.picture]
 
 
 def photo_remarks(folder: RunFolder) -> list[str]:

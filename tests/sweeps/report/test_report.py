@@ -16,13 +16,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from evaluation.references import References
-from sweeps.report import page as report
+from sweeps.report import pictures as report_pictures
 from sweeps.report.page import (
     BarScale,
-    data_uri,
     interval_text,
     write_report,
 )
+from sweeps.report.pictures import data_uri
 from sweeps.report.plots import curves_over_steps, likeness_by_setting
 from sweeps.results.results import read_results
 from sweeps.wording import score_text
@@ -220,7 +220,7 @@ def test_no_picture_is_read_from_outside_the_run(tmp_path: Path) -> None:
 
 def test_a_large_sweep_stays_a_page_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures stop at the budget, those of the first seed come first, and the page says what it left out."""
-    monkeypatch.setattr(report, "PICTURE_BUDGET_BYTES", 60_000)
+    monkeypatch.setattr(report_pictures, "PICTURE_BUDGET_BYTES", 60_000)
     page = page_of(build_run(tmp_path, num_trials=12, size=160, with_renders=False))
     assert sum(len(uri) for uri in page.images) < 200_000
     assert "too large" in page.text

@@ -1,0 +1,176 @@
+"""Pictures of a run folder on a page: inlined where the page is one file, by address where it is served.
+
+What a page shows of a run lies in the folders of scored pictures and of renders, and nothing else is ever read for it:
+the photos of the person are in neither.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from PIL import Image
+
+from evaluation.scores import ImageScore
+from sweeps.ledger.folder import RunFolder
+from sweeps.results.leaderboard import Row
+from training.errors import UserError
+from training.pictures import read_picture
+
+THUMBNAIL_SIDE = 256
+SHEET_SIDE = 2400
+"""Longest sides in pixels to which pictures are reduced."""
+PICTURE_BUDGET_BYTES = 7_000_000
+"""Of inlined pictures: a page of 10 MB still opens at once and passes through a mail."""
+LOSSLESS_SIDE = 128
+"""Up to here a picture is stored as PNG and shown with its own pixels."""
+PICTURE_PATH = re.compile(r"trials/[^/]+/images-\d+/[^/]+|renders/[^/]+")
+"""What a page shows of a run folder."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a page finds a picture."""
+
+    address: str
+    """For `src`."""
+    enlarged: str
+    """The same for a look from near by."""
+
+
+class Pictures(Protocol):
+    """How a page comes by its pictures."""
+
+    max_grid_trials: int
+    """Trials that stand side by side."""
+    num_left_out: int
+    """Pictures that are there and found no room."""
+
+    def of_row(self, row: Row, image: ImageScore) -> Picture | None:
+        """One picture of a checkpoint; None where it is missing, broken or without room."""
+
+    def sheet(self, path: Path) -> Picture | None:
+        """A sheet of renders."""
+
+
+class InlinedPictures:
+    """Inside the page as data addresses, reduced, until the page's budget is spent.
+
+    Args:
+        run_dir: nothing outside it is read, whatever a path in trial.json says.
+    """
+
+    max_grid_trials = 8
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = RunFolder(run_dir)
+        self.num_bytes = 0
+        self.num_left_out = 0
+        self._known: dict[tuple[Path, int], Picture | None] = {}
+
+    def of_row(self, row: Row, image: ImageScore) -> Picture | None:
+        """One picture of a checkpoint; None where it is missing, broken or over the budget."""
+        return None if row.images is None else self._inline(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
+
+    def sheet(self, path: Path) -> Picture | None:
+        """A sheet of renders."""
+        return self._inline(self._folder.relative(path), SHEET_SIDE)
+
+    def _inline(self, relative: str, side: int) -> Picture | None:
+        path = picture_file(self._folder, relative)
+        if path is None:
+            return None
+        if (path, side) not in self._known:
+            self._known[path, side] = self._read(path, side)
+        return self._known[path, side]
+
+    def _read(self, path: Path, side: int) -> Picture | None:
+        if self.num_bytes >= PICTURE_BUDGET_BYTES:
+            self.num_left_out += 1
+            return None
+        uri = data_uri(path, side)
+        self.num_bytes += len(uri or "")
+        return Picture(uri, uri) if uri else None
+
+
+class LinkedPictures:
+    """By their addresses on the server that sends the page: `picture/<path in the run folder>?side=<pixels>`.
+
+    Args:
+        run_dir: whose pictures; a path in trial.json that leaves it has no address.
+    """
+
+    max_grid_trials = 24
+    num_left_out = 0
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = RunFolder(run_dir)
+
+    def of_row(self, row: Row, image: ImageScore) -> Picture | None:
+        """One picture of a checkpoint; None where it is missing."""
+        return None if row.images is None else self._link(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
+
+    def sheet(self, path: Path) -> Picture | None:
+        """A sheet of renders."""
+        return self._link(self._folder.relative(path), SHEET_SIDE)
+
+    def _link(self, relative: str, side: int) -> Picture | None:
+        path = picture_file(self._folder, relative)
+        if path is None:
+            return None
+        stat = path.stat()
+        version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # a picture made again has another address
+        address = f"picture/{quote(relative)}?v={version}"
+        return Picture(f"{address}&side={side}", address)
+
+
+def picture_file(folder: RunFolder, relative: str) -> Path | None:
+    """The file that a page may show under this path of the run folder.
+
+    Args:
+        folder: the run's.
+        relative: as a ledger entry or an address has it.
+
+    Returns:
+        The file, links followed; None where there is none, where it is not named as a picture of a checkpoint or of
+        the renders, or where it lies anywhere but below those folders (a run folder may come from somebody else).
+    """
+    if not PICTURE_PATH.fullmatch(relative):
+        return None
+    roots = (folder.trials_dir.resolve(), folder.renders_dir.resolve())
+    try:
+        path = folder.inside(relative)
+        return path if path.is_file() and any(path.is_relative_to(root) for root in roots) else None
+    except (UserError, OSError):  # such as a folder on the way that may not be read
+        return None
+
+
+def reduced(path: Path, side: int | None) -> tuple[str, bytes] | None:
+    """The picture's pixels alone, as `png` (small ones) or `jpeg`; None where it cannot be read.
+
+    Args:
+        path: of any picture; text chunks and EXIF stay behind.
+        side: what its longer side has at most, in pixels; None leaves it as large as it is.
+    """
+    try:
+        picture = read_picture(path)
+    except UserError:
+        return None
+    if side is not None:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    lossless = max(picture.size) <= LOSSLESS_SIDE
+    kind = "png" if lossless else "jpeg"
+    picture.save(buffer, kind, optimize=True, **({} if lossless else {"quality": 85}))
+    return kind, buffer.getvalue()
+
+
+def data_uri(path: Path, side: int) -> str | None:
+    """The picture with its longer side at most `side` pixels, as a data address; None where it cannot be read."""
+    found = reduced(path, side)
+    return found and f"data:image/{found[0]};base64,{base64.b64encode(found[1]).decode()}"
