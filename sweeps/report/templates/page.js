@@ -135,7 +135,7 @@ function drawPlots() {
     Plotly.react(place, data, layout, {
       responsive: true,
       displaylogo: false,
-      displayModeBar: "hover",
+      displayModeBar: isTouch.matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       showSendToCloud: false, // nothing of a run leaves the page
       plotlyServerURL: "",

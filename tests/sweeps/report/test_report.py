@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from plotly.offline import get_plotlyjs
 
 from evaluation.references import References
+from sweeps.ledger.folder import RunFolder
 from sweeps.report import pictures as report_pictures
 from sweeps.report.page import (
     BarScale,
@@ -196,6 +197,14 @@ def test_every_state_of_a_run_has_its_page(tmp_path: Path, options: dict[str, ob
     page = page_of(build_run(tmp_path, **options))  # type: ignore[arg-type]
     assert headline in re.findall(r"<h1>(.*?)</h1>", page.html)[0]
     assert "nan" not in page.text.lower().split()
+
+
+def test_a_run_that_nobody_goes_on_with_says_so(tmp_path: Path) -> None:
+    """`running` in the ledger outlives a killed driver."""
+    folder = RunFolder(build_run(tmp_path, num_trials=3, num_running=1))
+    assert "interrupted" in page_of(tmp_path).text
+    with folder.lock():
+        assert "interrupted" not in page_of(tmp_path).text
 
 
 def test_missing_and_broken_pictures_leave_gaps(tmp_path: Path) -> None:
