@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from sweeps.ledger.lease import LEASE_FILE, FilePlace, Lease, Place
+from sweeps.ledger.lease import LEASE_FILE, FilePlace, Lease, Place, has_live_holder
 from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import BASE_TRIAL, NewerLedgerError, TrialRecord, parse_record
 from sweeps.wording import shorten
@@ -229,6 +229,10 @@ class RunFolder:
             with suppress(OSError):  # a folder that cannot be written any more; the error that says so is on its way
                 (self.dir / ".lock.holder").unlink(missing_ok=True)
             lock.release()
+
+    def has_driver(self) -> bool:
+        """Does a driver run it now, as far as can be told by looking?"""
+        return has_live_holder(self.dir / LEASE_FILE)
 
     @property
     def lease_place(self) -> Place:

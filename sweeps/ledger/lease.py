@@ -330,6 +330,20 @@ class Lease:
         return json.dumps({**asdict(self._me), "beats": f"{self._beats:012d}"}).encode()
 
 
+def has_live_holder(lease_file: Path) -> bool:
+    """Does somebody run it, as far as can be told by looking? Nobody who looks takes part in the lease.
+
+    On the holder's own machine its process is looked up; of another machine's a file that has just changed speaks.
+    """
+    try:
+        content, changed = lease_file.read_bytes(), lease_file.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    holder = _holder_in(content)
+    lives = None if holder is None else holder.lives
+    return time.time() - changed < Timing().dead_after if lives is None else lives
+
+
 def _holder_in(content: bytes) -> Holder | None:
     try:
         fields = json.loads(content)

@@ -8,6 +8,7 @@ files and are escaped as text.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
 
 from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.photo_remarks import reference_photos, remarks_on_faces
-from sweeps.report import plots
+from sweeps.report import figures
+from sweeps.report.learning_curves import learning_curves
 from sweeps.report.pictures import InlinedPictures, LinkedPictures, Picture, Pictures
 from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
@@ -34,6 +37,7 @@ from training.errors import UserError
 from training.files import write_whole
 
 MAX_LEADERBOARD_TRIALS = 25
+MAX_CURVES = 25
 MAX_PAIRS = 4
 
 
@@ -59,31 +63,34 @@ def write_report(run_dir: Path | str) -> Path:
 
 def render_report(results: Results) -> str:
     """The page as one HTML file."""
-    script = asset("page.js")
+    content = _content(results, InlinedPictures(results.run_dir))
+    scripts = [asset("page.js"), *([asset("plotly.min.js")] if content["figures"] else [])]
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            **_content(results, InlinedPictures(results.run_dir)),
+            **content,
             style=asset("page.css"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            script=scripts[0],
+            plotly=_packed(scripts[1]) if scripts[1:] else "",
+            script_hashes=[_digest(script) for script in scripts],
         )
     )
 
 
-def render_live_page(results: Results, assets: str, theme: str | None = None) -> str:
+def render_live_page(results: Results, assets: str, theme: str | None = None, index: str | None = None) -> str:
     """The same page, served: pictures by their address (`LinkedPictures`), and it follows the run.
 
     It asks `content` beside it for `render_live_content`, again and again.
 
     Args:
         results: the run.
-        assets: address of the folder of `page.css`, `page.js` and `plotly.min.js`.
+        assets: address of the folder that has what `asset` returns, by name.
         theme: `light` or `dark`; None is the reader's own.
+        index: address of the page of all runs, if there is one.
     """
     content = _content(results, LinkedPictures(results.run_dir))
-    return _environment().get_template("live.html.j2").render(**content, assets=assets, theme=theme)
+    return _environment().get_template("live.html.j2").render(**content, assets=assets, theme=theme, index=index)
 
 
 def render_live_content(results: Results) -> str:
@@ -91,9 +98,23 @@ def render_live_content(results: Results) -> str:
     return _environment().get_template("content.html.j2").render(**_content(results, LinkedPictures(results.run_dir)))
 
 
+@cache
 def asset(name: str) -> str:
-    """A style sheet or script of the page, by the name of its file."""
+    """What a page needs besides its HTML: `page.css`, `page.js`, or plotly.js as `plotly.min.js`."""
+    if name == "plotly.min.js":
+        return str(get_plotlyjs())
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """As a content security policy names the one script that it lets run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _packed(script: str) -> str:
+    """Less than half as long, for a page that is mailed; its reader's browser unpacks it."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 @cache
@@ -110,7 +131,7 @@ def _environment() -> Environment:
         signed=signed_text,
         interval=interval_text,
         rate=learning_rate_text,
-        label=plots.short_label,
+        label=figures.short_label,
         duration=duration_text,
     )
     return environment
@@ -128,10 +149,13 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "max_leaderboard": MAX_LEADERBOARD_TRIALS,
         "admitted": results.rule.qualifies,
         "scale": BarScale.of(results.rows),
-        "plots": _plots(results, best),
+        "figures": _figures(results, best),
+        "num_curves": MAX_CURVES,
         "grids": list(picture_grids(results, best, pictures)),
         "num_grid_trials": min(len(best), pictures.max_grid_trials),
+        "grid_steps": sorted({row.step for row in results.present_rows if not row.is_base}),
         "sheets": [sheet for path in _sheets(results.folder) if (sheet := pictures.sheet(path))],
+        "is_interrupted": _is_interrupted(results),
         "failed": [
             trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier
         ],
@@ -139,22 +163,44 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "earlier": earlier_text(len(results.earlier)) if results.earlier else "",
         "settings": settings(results),
         "photo_remarks": photo_remarks(results.folder),
-        "method_names": plots.METHOD_NAMES,
+        "method_names": figures.METHOD_NAMES,
         "pictures": pictures,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _plots(results: Results, best: Sequence[Row]) -> dict[str, str]:
-    """The three plots as SVG; none before a checkpoint has been scored."""
-    if not best:
-        return {}
-    rows, limit = results.present_rows, results.rule.limit
-    return {
-        "trade_off": plots.trade_off(rows, limit),
-        "curves": plots.curves_over_steps(rows, limit),
-        "settings": plots.likeness_by_setting(rows, best),
-    }
+def _is_interrupted(results: Results) -> bool:
+    """Whether trials are half done and nobody goes on with them; with a storage it is not seen from here."""
+    has_storage = results.config is not None and results.config.storage is not None
+    return bool(results.num_by_status.get("running")) and not has_storage and not results.folder.has_driver()
+
+
+def _figures(results: Results, best: Sequence[Row]) -> dict[str, figures.Figure]:
+    """The plots by their place on the page; those of scores come with the first score, those of training before."""
+    drawn = {}
+    if best:
+        rows, limit = results.present_rows, results.rule.limit
+        drawn = {
+            "trade-off": figures.trade_off(rows, limit),
+            "face-over-steps": figures.score_over_steps(rows, figures.FACE_LABEL),
+            "prompt-over-steps": figures.score_over_steps(rows, figures.PROMPT_LABEL, limit),
+            "by-rank": figures.likeness_by_rank(rows, best),
+            "by-learning-rate": figures.likeness_by_learning_rate(rows, best),
+        }
+    curves = learning_curves(results.folder, _trials_to_follow(results, best))
+    if curves:
+        methods = {trial.trial: trial.method for trial in results.trials}
+        champion = results.champion.row.trial if results.champion.row else None
+        for field, label in (("loss", "training loss"), ("gradient_norm", "gradient norm")):
+            name = field.replace("_", "-")
+            drawn[name] = figures.training_curve(curves, methods, champion, field, label)
+    return drawn
+
+
+def _trials_to_follow(results: Results, best: Sequence[Row]) -> list[str]:
+    """Whose training is drawn: of those that run and those that failed as many as of the best."""
+    unscored = [t.trial for t in results.trials if t.status in ("running", "failed") and t.trial not in results.earlier]
+    return list(dict.fromkeys([*(row.trial for row in best[:MAX_CURVES]), *unscored[:MAX_CURVES]]))
 
 
 def interval_text(interval: Interval | None, signed: bool = False) -> str:
@@ -194,16 +240,28 @@ def _sheets(folder: RunFolder) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One picture of a grid with its own face similarity."""
+class Shot:
+    """One picture of a checkpoint with its own scores."""
 
+    step: int
     picture: Picture | None
-    face_similarity: float | None
+    face_similarity: float | None = None
+    prompt_alignment: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The same prompt and noise at every scoring point of a trial."""
+
+    row: Row
+    """The trial's best checkpoint: what is shown first."""
+    shots: tuple[Shot, ...]
+    """By step."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The pictures of one seed: a row a prompt, a column a checkpoint."""
+    """The pictures of one seed: a row a prompt, a column a trial."""
 
     seed: int | None
     columns: tuple[Row, ...]
@@ -212,30 +270,44 @@ class Grid:
     @property
     def is_empty(self) -> bool:
         """Whether not one picture is there."""
-        return not any(cell.picture for _, cells in self.rows for cell in cells)
+        return not any(shot.picture for _, cells in self.rows for cell in cells for shot in cell.shots)
 
 
 def picture_grids(results: Results, best: Sequence[Row], pictures: Pictures) -> Iterator[Grid]:
     """The same prompts and starting noise side by side: the base model and the best trials, one grid a seed."""
-    columns = [*([results.base] if results.base else []), *best[: pictures.max_grid_trials]]
-    if not columns or not best:
+    columns = (*([results.base] if results.base else []), *best[: pictures.max_grid_trials])
+    if not best:
         return
+    series = {column.trial: [row for row in results.rows if row.trial == column.trial] for column in columns}
+    for rows in series.values():
+        rows.sort(key=lambda row: row.step)
+    known = {row.key: {image.key: image for image in row.image_scores} for rows in series.values() for row in rows}
     by_seed: dict[int | None, list[ImageScore]] = {}
     for image in best[0].image_scores:
         by_seed.setdefault(image.seed, []).append(image)
-    scores = [{image.key: image for image in column.image_scores} for column in columns]
     for seed, images in by_seed.items():
-        rows = []
-        for wanted in images:
-            found = [(column, known.get(wanted.key)) for column, known in zip(columns, scores, strict=True)]
-            cells = [
-                Cell(pictures.of_row(column, image), image.face_similarity) if image else Cell(None, None)
-                for column, image in found
-            ]
-            rows.append((wanted.prompt or wanted.key, tuple(cells)))
-        grid = Grid(seed, tuple(columns), tuple(rows))
+        for wanted in images:  # where room is short, what is shown first has it first
+            for column in columns:
+                _shot(column, known[column.key].get(wanted.key), pictures)
+        grid_rows = [
+            (
+                wanted.prompt or wanted.key,
+                tuple(
+                    Cell(column, tuple(_shot(row, known[row.key].get(wanted.key), pictures) for row in rows))
+                    for column, rows in zip(columns, series.values(), strict=True)
+                ),
+            )
+            for wanted in images
+        ]
+        grid = Grid(seed, columns, tuple(grid_rows))
         if not grid.is_empty:
             yield grid
+
+
+def _shot(row: Row, image: ImageScore | None, pictures: Pictures) -> Shot:
+    if image is None:
+        return Shot(row.step, None)
+    return Shot(row.step, pictures.of_row(row, image), image.face_similarity, image.prompt_alignment)
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------
@@ -246,8 +318,8 @@ class Pair:
     """The same prompt and starting noise before and after training."""
 
     prompt: str
-    base: Cell
-    champion: Cell
+    base: Shot
+    champion: Shot
 
 
 class Verdict:
@@ -305,8 +377,8 @@ class Verdict:
         pairs = [
             Pair(
                 image.prompt or image.key,
-                Cell(self._pictures.of_row(base, before[image.key]), before[image.key].face_similarity),
-                Cell(self._pictures.of_row(row, image), image.face_similarity),
+                _shot(base, before[image.key], self._pictures),
+                _shot(row, image, self._pictures),
             )
             for image in chosen[:MAX_PAIRS]
         ]

@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from training.stats import STATS_FILE, StepStats
+
 PROMPTS = (
     "sks woman as a queen in a garden",
     "sks woman in a computer game",
@@ -77,6 +79,7 @@ def build_run(
             {"trial": trial, "method": config["method"], "status": status, "config": config, "reason": reason},
             entries,
         )
+        write_stats(folder, trial, config["learning_rate"], range(1, 1 + (37 if failed else steps[-1])))
     if with_renders:
         write_renders(folder)
     return folder
@@ -134,6 +137,24 @@ def write_trial(folder: Path, trial: dict[str, Any], checkpoints: Sequence[dict[
         "checkpoints": list(checkpoints),
     }
     path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return path
+
+
+def write_stats(folder: Path, trial: str, learning_rate: float, steps: Sequence[int]) -> Path:
+    """One trials/<trial>/stats.jsonl, a falling loss under the noise that all trials share."""
+    path = folder / "trials" / trial / STATS_FILE
+    lines = [
+        StepStats(
+            step=step,
+            loss=0.05 + 0.1 * math.exp(-step / 300) * (1 + 0.5 * math.sin(7.3 * step)),
+            learning_rate=learning_rate,
+            gradient_norm=0.02 + 0.01 * math.cos(3.1 * step),
+            seconds=0.4,
+            peak_memory_bytes=6_000_000_000,
+        ).model_dump_json()
+        for step in steps
+    ]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 

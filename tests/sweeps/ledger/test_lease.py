@@ -151,6 +151,22 @@ def test_a_dead_process_of_this_machine_lets_go_at_once(tmp_path: Path) -> None:
         else:
             lease.acquire()
         assert clock.time <= Timing().settle
+        assert RunFolder(tmp_path).has_driver()  # this process, which now has it either way
+
+
+def test_who_only_looks_sees_whether_a_driver_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own machine's process is looked up; another machine's file must have changed of late."""
+    folder = RunFolder(tmp_path / "ada")
+    assert not folder.has_driver()
+    with folder.lock():
+        assert folder.has_driver()
+    assert not folder.has_driver()
+    there, _ = lease_of("elsewhere", folder.lease_place, monkeypatch)
+    there.acquire()
+    assert folder.has_driver()
+    long_ago = (folder.dir / LEASE_FILE).stat().st_mtime - Timing().dead_after - 1
+    os.utime(folder.dir / LEASE_FILE, (long_ago, long_ago))
+    assert not folder.has_driver()
 
 
 def test_two_machines_with_one_storage_do_not_both_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
