@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.lease import LEASE_FILE
 from sweeps.report.page import render_live_content, render_live_page
 from sweeps.report.pictures import LinkedPictures
 from sweeps.results.results import Results, read_results
@@ -28,10 +27,8 @@ from training.stats import STATS_FILE
 SECONDS_BETWEEN_LOOKS = 1.0
 SHARE_OF_A_CORE = 0.2
 """What looking and rendering may take, in a driver too."""
-SECONDS_HELD = 60.0
-"""A driver renews its lease every few seconds: one so old has been left behind."""
 SECONDS_AT_WORK = 600.0
-"""A running trial writes a line a step: one that has not for so long is of a driver that died."""
+"""A running trial writes a line a step. With a storage, no other sign of its driver is seen from here."""
 SECONDS_UNTIL_FETCHED_AGAIN = 60.0
 
 T = TypeVar("T")
@@ -69,6 +66,8 @@ class State:
     """Why there are none."""
     changed: float
     """When the newest file changed, in seconds since 1970; 0 where there is none."""
+    has_driver: bool
+    """Whether a driver holds the run."""
 
 
 class WatchedRun:
@@ -84,7 +83,7 @@ class WatchedRun:
         self.name, self.folder, self._now = name, RunFolder(run_dir), now
         self._next_look, self._seconds_spent = now(), 0.0
         self._look_lock, self._state = threading.Lock(), Latest[State]()
-        self._files: Files = {}
+        self._seen: tuple[Files, bool] = ({}, False)
         self._content, self._card = Latest[Body](), Latest[Card]()
         self._pages = {theme: Latest[Body]() for theme in (None, "light", "dark")}
         self._fetching: threading.Thread | None = None
@@ -95,19 +94,18 @@ class WatchedRun:
         """As the files have it now, or had it a second ago."""
         with self._look_lock:
             if self._now() >= self._next_look:
-                self._files = self._timed(lambda: read_stamps(self.folder))
+                self._seen = self._timed(lambda: (read_stamps(self.folder), _has_driver(self.folder)))
                 pause = max(SECONDS_BETWEEN_LOOKS, self._seconds_spent / SHARE_OF_A_CORE)
                 self._next_look, self._seconds_spent = self._now() + pause, 0.0
-            files = self._files
-        return self._state.get((files, self._num_fetched), lambda: self._read(files))
+            files, has_driver = self._seen
+        return self._state.get((files, has_driver, self._num_fetched), lambda: self._read(files, has_driver))
 
     @property
     def is_active(self) -> bool:
         """Whether a driver gives signs of life."""
-        with suppress(OSError):
-            if time.time() - (self.folder.dir / LEASE_FILE).stat().st_mtime < SECONDS_HELD:
-                return True
         state = self.state
+        if state.has_driver:
+            return True
         is_running = state.results is not None and bool(state.results.num_by_status.get("running"))
         return is_running and time.time() - state.changed < SECONDS_AT_WORK
 
@@ -146,7 +144,7 @@ class WatchedRun:
 
         return self._card.get(state, make)
 
-    def _read(self, files: Files) -> State:
+    def _read(self, files: Files, has_driver: bool) -> State:
         changed = max((when for when, _ in files.values()), default=0) / 1e9
         try:
             if not self.folder.dir.is_dir():
@@ -155,9 +153,9 @@ class WatchedRun:
                 raise UserError(f"{self.name}: the sweep has not written anything yet")
             results = self._timed(lambda: read_results(self.folder.dir))
         except (UserError, OSError) as error:
-            return State(None, self._said(error), changed)
+            return State(None, self._said(error), changed, has_driver)
         self._fetch_missing_pictures(results)
-        return State(results, None, changed)
+        return State(results, None, changed, has_driver)
 
     def _rendered(self, state: State, whole: Callable[[Results], str], without: Callable[[str], str]) -> Body:
         if state.results is None:
@@ -266,6 +264,12 @@ def is_run_folder(path: Path) -> bool:
         return any(part.exists() for part in (folder.sweep_file, folder.trials_dir, folder.identity_file)) or (
             (folder.dir / ".lock").is_file()
         )
+    return False
+
+
+def _has_driver(folder: RunFolder) -> bool:
+    with suppress(OSError):  # a lease that may not be read says nothing
+        return folder.has_driver()
     return False
 
 

@@ -24,8 +24,6 @@ from importlib.metadata import version
 from ipaddress import ip_address
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from plotly.offline import get_plotlyjs
-
 from sweeps.report.page import asset
 from sweeps.report.pictures import SHEET_SIDE, THUMBNAIL_SIDE, picture_file
 from sweeps.watch import grafana, pages
@@ -235,8 +233,7 @@ def is_this_machine(host: str) -> bool:
 @cache
 def asset_body(name: str) -> Body:
     """A script or style sheet."""
-    made = {"watch.css": pages.style, "plotly.min.js": get_plotlyjs}.get(name, lambda: asset(name))()
-    return Body(made.encode(), f"{ASSETS[name]}; charset=utf-8")
+    return Body((pages.style() if name == "watch.css" else asset(name)).encode(), f"{ASSETS[name]}; charset=utf-8")
 
 
 @cache
