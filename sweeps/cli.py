@@ -11,8 +11,10 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -242,6 +244,33 @@ def report(run: RunDir) -> None:
     from sweeps.report.page import write_report
 
     _say(f"report    {write_report(run)}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada, or a folder of runs.")],
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, metavar="N", help="8266; where that is taken, a free one."),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="H", help="Whoever can reach another address needs the token that is printed."),
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the report as a page that follows the run, for the users of this machine, until Ctrl-C."""
+    from sweeps.watch.server import open_page
+
+    if not run.is_dir():
+        raise UserError(f"a run folder or a folder of runs must be there, to be watched: {run}")
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    page = open_page(run, host, port)
+    page.start()
+    _say(f"watch     {page.page_address}  (Ctrl-C ends it)")
+    ended.wait()
+    page.close()
 
 
 @app.command()

@@ -23,6 +23,8 @@ NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 MIN_PICTURES_FOR_VERDICT = 6
 """With five pictures even a unanimous sign comes about by chance in 1 of 16 cases, more often than 1 of 20."""
+MAX_KNOWN_INTERVALS = 20_000
+"""That are kept, some 2 KB each: a run that is read again and again while it grows has mostly the same ones."""
 
 Verdict = Literal["higher", "lower", "tie", "unknown"]
 
@@ -72,8 +74,11 @@ def bootstrap_interval(values: Sequence[float], num_comparisons: int = 1) -> Int
         num_comparisons: how many such intervals the reader chooses from. The 95 % hold for all of them together
             (Bonferroni), because the best of many noisy numbers looks better than it is.
     """
-    if len(values) < 2:
-        return None
+    return _interval(tuple(values), num_comparisons) if len(values) >= 2 else None
+
+
+@lru_cache(maxsize=MAX_KNOWN_INTERVALS)
+def _interval(values: tuple[float, ...], num_comparisons: int) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     means = array[_resampled_indices(len(array))].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2 / num_comparisons
