@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from sweeps.cli import main
 from sweeps.config import SweepConfig, parse_sweep
+from tests.sweeps.browser import CHROMEDRIVER, CHROMIUM, Browser, chromium
 from tests.sweeps.command import Command, Outcome
 from tests.sweeps.tiny_sweep import build_face_encoder, sweep_mapping
 
@@ -53,3 +54,13 @@ def dreamsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Headless Chromium; tests that ask for it are skipped where the machine has none."""
+    for program, package in ((CHROMIUM, "chromium"), (CHROMEDRIVER, "chromium-driver")):
+        if program is None:
+            pytest.skip(f"needs {package} (a Debian package)")
+    with chromium(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
