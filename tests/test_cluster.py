@@ -1,6 +1,7 @@
 """Laws of `cluster.yaml` (a second): both variants satisfy Ray's own schema and keep what the README promises."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+
+from sweeps.watch.grafana import variables_for
+from sweeps.watch.server import PORT
 
 CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -57,6 +61,29 @@ def test_the_token_is_asked_for_and_the_dashboard_stays_inside(cluster: dict[str
     assert "/home/ray/.ray/auth_token" in cluster["file_mounts"]
     assert any("chmod 600 ~/.ray/auth_token" in command for command in cluster["setup_commands"])
     assert any("--dashboard-host=127.0.0.1" in command for command in cluster["head_start_ray_commands"])
+
+
+@pytest.mark.parametrize("cluster", [cloud_cluster(), local_cluster()], ids=["cloud", "local"])
+def test_the_live_page_is_there_before_ray_and_in_its_dashboard(cluster: dict[str, Any]) -> None:
+    """The head serves the folder that jobs write to, outlives the shell that started it, and Ray knows where."""
+    stop, watch, start = cluster["head_start_ray_commands"]
+    assert stop == "ray stop"
+    assert re.search(r"\(setsid nohup dreamsweep watch (\S+) --port \d+ >> \S+ 2>&1 < /dev/null &\)$", watch)
+    runs = re.findall(r"dreamsweep watch (\S+)", watch)[0]
+    assert f"mkdir -p {runs} &&" in watch
+    assert f"--out {runs} " in CLUSTER.read_text()
+    settings, _, _ = start.partition("ray start")
+    assert (
+        variables_for(f"http://127.0.0.1:{PORT}", {}).items()
+        <= dict(setting.split("=", 1) for setting in settings.split()).items()
+    )
+
+
+def test_the_live_page_has_one_port_everywhere() -> None:
+    """In both variants, in the tunnel of the comment, and in the verb: the browser asks for the head's own port."""
+    ports = re.findall(r"(?:--port |http://127\.0\.0\.1:|localhost:|-p )(\d{4})\b", CLUSTER.read_text())
+    assert set(ports) == {str(PORT), "8265"}
+    assert f"ray attach cluster.yaml -p 8265 -p {PORT}" in CLUSTER.read_text()
 
 
 def test_image_and_constraints_name_the_same_ray() -> None:

@@ -120,7 +120,7 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
-    with ray_session(address, console), ending_on_signals(folder):
+    with ray_session(address, console, folder.dir), ending_on_signals(folder):
         resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
         check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():

@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from rich.console import Console
+from rich.text import Text
 
 import evaluation
 import sweeps
@@ -23,6 +24,8 @@ import training
 from sweeps.demo import WHEEL_DATA
 from sweeps.execution.ray_token import check_cluster_answers, open_token_file
 from sweeps.ledger.folder import RunFolder
+from sweeps.watch.grafana import GRAFANA_HOST, variables_for
+from sweeps.watch.server import PageServer, open_page
 from sweeps.wording import failure_text
 from training.errors import UserError
 
@@ -36,38 +39,89 @@ class SweepInterrupted(RuntimeError):  # noqa: N818 -- it says what happened, no
     """The sweep was told to end before it was done."""
 
 
+QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
+
+
 @contextmanager
-def ray_session(address: str | None, console: Console | None) -> Iterator[None]:
-    """Ray, connected to `address` (None: the surrounding job's cluster, or else this machine)."""
+def ray_session(address: str | None, console: Console | None, run_dir: Path) -> Iterator[None]:
+    """Ray, connected to `address` (None: the surrounding job's cluster, or else this machine).
+
+    A Ray of our own has the run's live page beside it, and in its dashboard's Metrics tab; both end with the session.
+
+    Args:
+        address: of a cluster.
+        console: where to say how to look at the run.
+        run_dir: the run folder.
+    """
     if ray.is_initialized():
         yield
         return
-    _connect(address, console)
+    address = address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with ExitStack() as at_the_end:
+        at_the_end.callback(ray.shutdown)
+        if address and address != "local":
+            _connect(address, console, run_dir)
+        else:
+            _start(console, run_dir, at_the_end)
+        if console is not None and _asks_for_token() and (warning := open_token_file(os.environ)):
+            _say(console, f"mind: {warning}")
+        yield
+
+
+def _connect(address: str, console: Console | None, run_dir: Path) -> None:
+    check_cluster_answers(address)
+    _say_dashboard(console, _init_ray(address=address, runtime_env=our_runtime_env(), **QUIET))
+    _say(console, f"watch it with: dreamsweep watch {run_dir}")
+
+
+def _start(console: Console | None, run_dir: Path, at_the_end: ExitStack) -> None:
+    page, remark = _live_page(run_dir)
+    if page is not None:
+        at_the_end.callback(page.close)
+    variables = variables_for(page.address, os.environ) if page else {}
+    with _environment_with(variables):  # which Ray's dashboard reads when it starts
+        context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
+    _say_dashboard(console, context)
+    in_dashboard = " (and in the dashboard's Metrics tab)" if GRAFANA_HOST in variables else ""
+    _say(console, f"live page {page.page_address}{in_dashboard}" if page else f"no live page: {remark}")
+
+
+def _live_page(run_dir: Path) -> tuple[PageServer | None, str]:
+    """The page, answering; or None and why: a sweep does not end for it."""
+    try:
+        page = open_page(run_dir, is_run=True)
+    except UserError as error:
+        return None, str(error)
+    page.start()
+    return page, ""
+
+
+@contextmanager
+def _environment_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """While this lasts, variables that were not set are."""
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name in variables:
+            del os.environ[name]
 
 
-def _connect(address: str | None, console: Console | None) -> None:
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    if address and address != "local":
-        check_cluster_answers(address)
-        context = _init_ray(address=address, runtime_env=our_runtime_env(), **quiet)
-    else:
-        context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    if console is None:
-        return
-    with_token = (
-        os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    )  # which Ray sets itself for a machine of its own
+def _asks_for_token() -> bool:
+    """Which Ray sets itself for a machine of its own."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _say_dashboard(console: Console | None, context: Any) -> None:
     if context.dashboard_url:
-        asks = " (asks for a token: ray get-auth-token)" if with_token else ""
-        console.print(f"dashboard http://{context.dashboard_url}{asks}", highlight=False, soft_wrap=True)
-    if with_token and (warning := open_token_file(os.environ)):
-        console.print(f"mind: {warning}", highlight=False, soft_wrap=True)
+        asks = " (asks for a token: ray get-auth-token)" if _asks_for_token() else ""
+        _say(console, f"dashboard http://{context.dashboard_url}{asks}")
+
+
+def _say(console: Console | None, said: str) -> None:
+    if console is not None:
+        console.print(Text(said), soft_wrap=True)
 
 
 def our_runtime_env() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -57,6 +57,30 @@ class Latest(Generic[T]):
             self._lock.release()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a run folder finds, without reading a file."""
+
+    exists: bool
+    files: Files
+    """Of all that a page is made from."""
+    has_driver: bool
+    """Whether a driver holds the run."""
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Seen:
+        """Look."""
+        has_driver = False
+        with suppress(OSError):  # a lease that may not be read says nothing
+            has_driver = folder.has_driver()
+        return cls(folder.dir.is_dir(), read_stamps(folder), has_driver)
+
+    @property
+    def changed(self) -> float:
+        """When the newest file changed, in seconds since 1970; 0 where there is none."""
+        return max((when for when, _ in self.files.values()), default=0) / 1e9
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A run as its files had it at one moment; no two are equal."""
@@ -64,10 +88,7 @@ class State:
     results: Results | None
     problem: str | None
     """Why there are none."""
-    changed: float
-    """When the newest file changed, in seconds since 1970; 0 where there is none."""
-    has_driver: bool
-    """Whether a driver holds the run."""
+    seen: Seen
 
 
 class WatchedRun:
@@ -83,7 +104,7 @@ class WatchedRun:
         self.name, self.folder, self._now = name, RunFolder(run_dir), now
         self._next_look, self._seconds_spent = now(), 0.0
         self._look_lock, self._state = threading.Lock(), Latest[State]()
-        self._seen: tuple[Files, bool] = ({}, False)
+        self._seen: Seen | None = None
         self._content, self._card = Latest[Body](), Latest[Card]()
         self._pages = {theme: Latest[Body]() for theme in (None, "light", "dark")}
         self._fetching: threading.Thread | None = None
@@ -93,21 +114,21 @@ class WatchedRun:
     def state(self) -> State:
         """As the files have it now, or had it a second ago."""
         with self._look_lock:
-            if self._now() >= self._next_look:
-                self._seen = self._timed(lambda: (read_stamps(self.folder), _has_driver(self.folder)))
+            if self._seen is None or self._now() >= self._next_look:
+                self._seen = self._timed(lambda: Seen.of(self.folder))
                 pause = max(SECONDS_BETWEEN_LOOKS, self._seconds_spent / SHARE_OF_A_CORE)
                 self._next_look, self._seconds_spent = self._now() + pause, 0.0
-            files, has_driver = self._seen
-        return self._state.get((files, has_driver, self._num_fetched), lambda: self._read(files, has_driver))
+            seen = self._seen
+        return self._state.get((seen, self._num_fetched), lambda: self._read(seen))
 
     @property
     def is_active(self) -> bool:
         """Whether a driver gives signs of life."""
         state = self.state
-        if state.has_driver:
+        if state.seen.has_driver:
             return True
         is_running = state.results is not None and bool(state.results.num_by_status.get("running"))
-        return is_running and time.time() - state.changed < SECONDS_AT_WORK
+        return is_running and time.time() - state.seen.changed < SECONDS_AT_WORK
 
     def content(self) -> Body:
         """What the page follows."""
@@ -138,24 +159,23 @@ class WatchedRun:
 
         def make() -> Card:
             try:
-                return Card.of(self.name, state.results, state.problem, state.changed)
+                return Card.of(self.name, state.results, state.problem, state.seen.changed)
             except (UserError, OSError) as error:
-                return Card.of(self.name, None, self._said(error), state.changed)
+                return Card.of(self.name, None, self._said(error), state.seen.changed)
 
         return self._card.get(state, make)
 
-    def _read(self, files: Files, has_driver: bool) -> State:
-        changed = max((when for when, _ in files.values()), default=0) / 1e9
+    def _read(self, seen: Seen) -> State:
         try:
-            if not self.folder.dir.is_dir():
+            if not seen.exists:
                 raise UserError(f"{self.name}: the run folder is not there (any more)")
-            if not files:
+            if not seen.files:
                 raise UserError(f"{self.name}: the sweep has not written anything yet")
             results = self._timed(lambda: read_results(self.folder.dir))
         except (UserError, OSError) as error:
-            return State(None, self._said(error), changed, has_driver)
+            return State(None, self._said(error), seen)
         self._fetch_missing_pictures(results)
-        return State(results, None, changed, has_driver)
+        return State(replace(results, warnings=tuple(map(self._public, results.warnings))), None, seen)
 
     def _rendered(self, state: State, whole: Callable[[Results], str], without: Callable[[str], str]) -> Body:
         if state.results is None:
@@ -175,8 +195,10 @@ class WatchedRun:
         return outcome
 
     def _said(self, error: UserError | OSError) -> str:
+        return self._public(str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}")
+
+    def _public(self, said: str) -> str:
         """For readers whom the folders of the machine do not concern."""
-        said = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
         return said.replace(str(self.folder.dir), self.name)
 
     # --- pictures that lie in the storage alone
@@ -241,7 +263,7 @@ class Runs:
         """Every run that is there now, the one with the newest file first."""
         single = self.single
         found = [single] if single else [self._watched(name, self.path / name) for name in self._names()]
-        return sorted(found, key=lambda run: (-run.state.changed, run.name))
+        return sorted(found, key=lambda run: (-run.state.seen.changed, run.name))
 
     def in_brief(self) -> list[WatchedRun]:
         """The runs that give signs of life; where none does, the newest, if there is any."""
@@ -264,12 +286,6 @@ def is_run_folder(path: Path) -> bool:
         return any(part.exists() for part in (folder.sweep_file, folder.trials_dir, folder.identity_file)) or (
             (folder.dir / ".lock").is_file()
         )
-    return False
-
-
-def _has_driver(folder: RunFolder) -> bool:
-    with suppress(OSError):  # a lease that may not be read says nothing
-        return folder.has_driver()
     return False
 
 

@@ -199,8 +199,11 @@ def _listen(where: tuple[socket.AddressFamily, str], host: str, port: int | None
     try:
         return _Server(where, PORT if port is None else port, site)
     except (OSError, OverflowError) as error:
-        if port is None and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        number = getattr(error, "errno", None)
+        if port is None and number == errno.EADDRINUSE:
             return _listen(where, host, 0, site)
+        if number == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: must be an address of this machine") from None
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--port {PORT if port is None else port} on {host}: cannot be listened at: {reason}") from None
 

@@ -19,9 +19,21 @@ from tests.sweeps.fake_run import build_run
 HEAVY = {"ray", "optuna", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip", "facenet_pytorch"}
 
 CALL = """
-import json, sys
+import json, os, signal, sys, threading, urllib.request
 from sweeps.cli import main
+import sweeps.watch.server
+
+def look_and_end():
+    start = sweeps.watch.server.PageServer.start
+    def start_and_look(page):
+        start(page)
+        urllib.request.urlopen(page.page_address).read()
+        os.kill(os.getpid(), signal.SIGTERM)
+    sweeps.watch.server.PageServer.start = start_and_look
+
 sys.argv = ["dreamsweep", *json.loads(sys.argv[1])]
+if sys.argv[1] == "watch":
+    look_and_end()
 code = 0
 try:
     main()
@@ -62,3 +74,9 @@ def test_a_search_is_planned_without_the_library_that_will_lead_it(sampler: str)
 def test_a_run_is_read_without_what_made_it(verb: str, tmp_path: Path) -> None:
     """The leaderboard and the page need the files alone."""
     assert heavy_modules_of(verb, str(build_run(tmp_path / "ada", num_trials=3))) == set()
+
+
+def test_a_run_is_watched_without_what_made_it(tmp_path: Path) -> None:
+    """The page's server starts at once, and beside a driver it takes no memory for what it does not use."""
+    run = build_run(tmp_path / "ada", num_trials=3)
+    assert heavy_modules_of("watch", str(run), "--port", "0") == set()

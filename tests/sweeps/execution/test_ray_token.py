@@ -90,7 +90,7 @@ def test_a_missing_or_wrong_token_is_named(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=law) as refused:
-        session._connect(head, None)
+        session._connect(head, None, Path("runs/ada"))
     assert "~/.ray/auth_token" in str(refused.value)
     assert TOKEN not in str(refused.value)
     assert "gcs_client" not in capfd.readouterr().err
