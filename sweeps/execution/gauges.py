@@ -3,8 +3,8 @@
 Ray's metrics port answers anybody who can reach it. So labels are trial ids, statuses and an id of the sweep that tells
 nobody its name.
 
-Ray has no way to take a series back: each goes on with its last value until the process that set it ends, which takes
-it off the port some 20 s later. In a process that lives on (a notebook), and in Prometheus' history,
+Ray has no way to take a series back: each goes on with its last value until the process that set it ends, and some 20 s
+longer, which is two of Prometheus' looks. In a process that lives on (a notebook), and in Prometheus' history,
 `sweep_running` 0 marks what no sweep stands behind any more.
 """
 

@@ -126,7 +126,9 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
-        with Gauges(sweep_id(folder)) as gauges:
+        sweep = sweep_id(folder)
+        _say(console, f"in Ray's metrics it is sweep={sweep}")
+        with Gauges(sweep) as gauges:
             _prepare(config, folder, resources, console)
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
             _run_trials(config, folder, resources, console, gauges)
