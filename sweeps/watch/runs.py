@@ -29,7 +29,8 @@ SHARE_OF_A_CORE = 0.2
 """What looking and rendering may take, in a driver too."""
 SECONDS_AT_WORK = 600.0
 """A running trial writes a line a step. With a storage, no other sign of its driver is seen from here."""
-SECONDS_UNTIL_FETCHED_AGAIN = 60.0
+SECONDS_BETWEEN_FETCHES = 30.0
+"""What a storage did not have, or was away with, it is asked for again."""
 
 T = TypeVar("T")
 Files = dict[str, tuple[int, int]]
@@ -114,12 +115,16 @@ class WatchedRun:
     def state(self) -> State:
         """As the files have it now, or had it a second ago."""
         with self._look_lock:
-            if self._seen is None or self._now() >= self._next_look:
+            is_due = self._seen is None or self._now() >= self._next_look
+            if self._seen is None or is_due:
                 self._seen = self._timed(lambda: Seen.of(self.folder))
                 pause = max(SECONDS_BETWEEN_LOOKS, self._seconds_spent / SHARE_OF_A_CORE)
                 self._next_look, self._seconds_spent = self._now() + pause, 0.0
             seen = self._seen
-        return self._state.get((seen, self._num_fetched), lambda: self._read(seen))
+        state = self._state.get((seen, self._num_fetched), lambda: self._read(seen))
+        if is_due and state.results is not None:
+            self._fetch_missing_pictures(state.results)
+        return state
 
     @property
     def is_active(self) -> bool:
@@ -174,7 +179,6 @@ class WatchedRun:
             results = self._timed(lambda: read_results(self.folder.dir))
         except (UserError, OSError) as error:
             return State(None, self._said(error), seen)
-        self._fetch_missing_pictures(results)
         return State(replace(results, warnings=tuple(map(self._public, results.warnings))), None, seen)
 
     def _rendered(self, state: State, whole: Callable[[Results], str], without: Callable[[str], str]) -> Body:
@@ -209,23 +213,32 @@ class WatchedRun:
             return
         if self._fetching is not None and self._fetching.is_alive():
             return
-        shown = [*([results.base] if results.base else []), *results.best_of_each_trial()]
-        shown = shown[: LinkedPictures.max_grid_trials + 1]
-        missing = [row.images for row in shown if row.images and not (self.folder.dir / row.images).exists()]
+        missing = [images for images in _shown_pictures(results) if not (self.folder.dir / images).exists()]
         if missing:
             self._fetching = threading.Thread(
                 target=self._fetch, args=(results.config.storage, missing), name="pictures", daemon=True
             )
             self._fetching.start()
 
-    def _fetch(self, storage: str, images: list[str]) -> None:
+    def _fetch(self, storage: str, missing: list[str]) -> None:
         from sweeps.ledger.mirror import bring_here  # asked for only where there is a storage
 
-        try:
-            bring_here(self.folder, storage, *images)
+        for images in missing:
+            try:
+                bring_here(self.folder, storage, images)
+            except (UserError, OSError):  # the page stands without them; a storage that is away may come back
+                break
             self._num_fetched += 1
-        except (UserError, OSError):  # the page stands without them; a storage that is away may come back
-            self._next_fetch = self._now() + SECONDS_UNTIL_FETCHED_AGAIN
+        self._next_fetch = self._now() + SECONDS_BETWEEN_FETCHES
+
+
+def _shown_pictures(results: Results) -> list[str]:
+    """Folders of the pictures that the page shows, those of the best checkpoints first."""
+    best = results.best_of_each_trial()[: LinkedPictures.max_grid_trials]
+    first = [*([results.base] if results.base else []), *best]
+    trials = {row.trial for row in best}
+    rows = [*first, *(row for row in results.rows if row.trial in trials)]
+    return list(dict.fromkeys(row.images for row in rows if row.images))
 
 
 class Runs:
