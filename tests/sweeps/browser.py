@@ -73,6 +73,15 @@ class Browser:
         """Return when so many plots are drawn."""
         self.until(lambda: len(self.all(".js-plotly-plot .plot-container")) == number, f"{number} plots")
 
+    @contextmanager
+    def frame(self, selector: str) -> Iterator[None]:
+        """While this lasts, what is looked at is the page inside a frame."""
+        self.driver.switch_to.frame(self.one(selector))
+        try:
+            yield
+        finally:
+            self.driver.switch_to.default_content()
+
     def complaints(self) -> list[str]:
         """What the console has said since it was last asked: a policy that was broken, a script that failed."""
         return [entry["message"] for entry in self.driver.get_log("browser") if "favicon" not in entry["message"]]
@@ -83,19 +92,19 @@ class Browser:
         sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [address for address in sent if not address.startswith(("data:", "blob:"))]
 
-    def picture(self, path: Path, *, whole: bool = False) -> None:
-        """A screenshot, of the window or of the whole page."""
-        clip: dict[str, Any] = {}
-        if whole:
-            width, height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
-            clip = {
-                "captureBeyondViewport": True,
-                "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
-            }
-        path.write_bytes(base64.b64decode(self._command("Page.captureScreenshot", **clip)["data"]))
+    def picture(self) -> bytes:
+        """A screenshot of the window, as PNG."""
+        return base64.b64decode(self._command("Page.captureScreenshot")["data"])
 
     def _command(self, name: str, **parameters: Any) -> Any:
         return self.driver.execute_cdp_cmd(name, parameters)
+
+
+def give_token(browser: Browser) -> None:
+    """Answer the question with which Ray's dashboard begins, as the user whose token lies in the home folder."""
+    browser.one("input[type=password]").send_keys((Path.home() / ".ray" / "auth_token").read_text().strip())
+    next(button for button in browser.all("button") if button.text.lower() == "submit").click()
+    browser.until(lambda: not browser.all("input[type=password]"), "the end of the question for a token")
 
 
 @contextmanager
