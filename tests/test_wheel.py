@@ -105,7 +105,11 @@ def test_it_holds_the_packages_the_demo_s_data_and_nothing_else(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected
-    assert {"sweeps/report/templates/report.html.j2", "sweeps/report/templates/sort.js"} <= names
+    assert {
+        "sweeps/report/templates/report.html.j2",
+        "sweeps/report/templates/page.js",
+        "sweeps/watch/templates/watch.css",
+    } <= names
     assert {"sweeps/demo_data/sweep.yaml", "sweeps/demo_data/photos/000.png"} <= names
 
 
