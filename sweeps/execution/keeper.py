@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 
 from sweeps.execution.failures import is_full_disk, keep_traceback
-from sweeps.execution.live import Board, Display, Gauges
+from sweeps.execution.gauges import Gauges
+from sweeps.execution.live import Board, Display
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, node_at
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.errors import UserError
+from training.stats import STATS_FILE, read_stats
+
+PACE_SECONDS = 10
+"""Between two looks at the running trials' stats: as often as Ray hands its metrics on. One look takes milliseconds."""
 
 
 def trial_name_of(trial: Any) -> str:
@@ -34,7 +40,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         machines: told of every success and failure.
         display: shows all of it.
         board: what the display shows.
-        gauges: the newest scores, for Ray's metrics port.
+        gauges: scores, pace and counts, for Ray's metrics port.
     """
 
     def __init__(
@@ -48,19 +54,22 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     ) -> None:
         self._folder, self._searcher, self._machines = folder, searcher, machines
         self._display, self._board, self._gauges = display, board, gauges
+        self._looked = 0.0
 
     def on_trial_start(self, trial: Any, **_: Any) -> None:
         """A worker has it."""
         self._board.running.add(trial_name_of(trial))
-        self._display.changed(self._read(trial))
+        self._show(self._read(trial))
 
     def on_trial_result(self, trial: Any, **_: Any) -> None:
         """A scoring point."""
         record = self._read(trial)
         self._machines.succeeded(record.trial, record.node_id)
-        self._gauges.set(record)
+        self._folder.pull(self._stats_file(record.trial))
+        self._gauges.set_scores(record)
+        self._gauges.set_pace(record.trial, read_stats(self._stats_file(record.trial)))
         if not record.is_over:
-            self._display.changed(record)
+            self._show(record)
 
     def on_trial_complete(self, trial: Any, **_: Any) -> None:
         """It ended by itself, or early stopping ended it, which the worker cannot know."""
@@ -69,7 +78,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if not record.is_over:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
             self._folder.drop_training_state(record.trial)
-        self._display.changed(record)
+        self._show(record)
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
         """Something failed that is not the trial's own: it is tried again, or given up for this run.
@@ -97,11 +106,22 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         else:
             self._searcher.give_up(record.trial)
             record = self._write(record, status="failed", fault="machine", reason=reason)
-        self._display.changed(record)
+        self._show(record)
 
     def on_step_end(self, **_: Any) -> None:
         """Tune's loop went round."""
         self._display.tick()
+        if time.monotonic() - self._looked > PACE_SECONDS:
+            self._looked = time.monotonic()
+            for trial in self._board.running:  # with a storage, what lies here is of the newest scoring point
+                self._gauges.set_pace(trial, read_stats(self._stats_file(trial)))
+
+    def _show(self, record: TrialRecord) -> None:
+        self._display.changed(record)
+        self._gauges.set_sweep(self._board)
+
+    def _stats_file(self, trial: str) -> Path:
+        return self._folder.trial_dir(trial) / STATS_FILE
 
     def _read(self, trial: Any) -> TrialRecord:
         record = self._folder.read(trial_name_of(trial))

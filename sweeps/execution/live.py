@@ -1,30 +1,47 @@
-"""What a running sweep shows: a table in the terminal, the same as a file in Ray's logs, two gauges.
+"""What a running sweep shows: a table in the terminal or lines in a job's log, and the table as a file in Ray's logs.
 
-All of it is read from the ledger's records. Labels of the gauges are trial ids and a hash of the sweep's name: Ray's
-metrics port answers anybody who can reach it.
+All of it is read from the ledger's records, and ordered as every other table of a run is.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
+import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sweeps.config import ChampionConfig
-from sweeps.ledger.records import BASE_TRIAL, TrialRecord
+from sweeps.execution.lines import scores_text, step_text
+from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.wording import duration_text, learning_rate_text
 
 MAX_ROWS = 30
 """Trials in the terminal's table; the leaderboard file has all."""
 STATUS_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
+REASON_LENGTH = 150
+"""Characters of a failure's reason below the leaderboard; `show` and trial.json have all of it."""
+
+
+class Best(NamedTuple):
+    """The champion so far."""
+
+    trial: str
+    checkpoint: ScoredCheckpoint
+
+    def __str__(self) -> str:
+        """Who, how good, and when."""
+        return f"{self.trial} {self.checkpoint.face_similarity:.3f} at step {self.checkpoint.step}"
 
 
 class Board:
@@ -37,7 +54,8 @@ class Board:
     """
 
     def __init__(self, name: str, champion: ChampionConfig, num_planned: int) -> None:
-        self.name, self._champion, self._num_planned = name, champion, num_planned
+        self.name, self.num_planned = name, num_planned
+        self._champion = champion
         self.records: dict[str, TrialRecord] = {}
         self.base: TrialRecord | None = None
         self.running: set[str] = set()
@@ -61,6 +79,13 @@ class Board:
         """Trials that need no more work."""
         return sum(record.is_over for record in self.records.values())
 
+    def num_by_status(self) -> Mapping[str, int]:
+        """Trials in each status, all planned ones together: what the search has not asked for yet waits."""
+        counts = Counter(dict.fromkeys(STATUS_STYLES, 0))
+        counts.update(self.status(record) for record in self.records.values())
+        counts["waiting"] += max(0, self.num_planned - len(self.records))
+        return counts
+
     def seconds_left(self) -> float | None:
         """An estimate from the steps done so far, or None before anything is known."""
         done_steps = sum(_steps_done(record) for record in self.records.values())
@@ -68,64 +93,106 @@ class Board:
         if not done_steps or not self.records:
             return None
         known = [_steps_left(record) for record in self.records.values() if not record.is_over]
-        num_unknown = max(0, self._num_planned - len(self.records))
+        num_unknown = max(0, self.num_planned - len(self.records))
         mean_steps = sum(_steps(record) for record in self.records.values()) / len(self.records)
         steps_left = sum(known) + num_unknown * mean_steps
         at_once = max(1, len(self.running))
         return steps_left * spent / done_steps / at_once
 
     def best_first(self) -> list[TrialRecord]:
-        """Scored trials by the champion's rule on their newest scores, then the others."""
-        rule = ChampionRule.of(self._champion, self.base)
-        scored = [record for record in self.records.values() if record.checkpoints]
-        scored.sort(key=lambda record: (*rule.order(record.checkpoints[-1]), record.trial))
-        return [*scored, *sorted((r for r in self.records.values() if not r.checkpoints), key=lambda r: r.trial)]
+        """Scored trials by their best checkpoints, in the order of the run's leaderboard, then the others by name."""
+        rule = self._rule
+
+        def key(record: TrialRecord) -> tuple[float, ...]:
+            rank = getattr(record.method_config, "rank", None)
+            return (*rule.order(rule.best(record.checkpoints)), math.inf if rank is None else rank)
+
+        by_name = [self.records[trial] for trial in sorted(self.records)]
+        scored = [record for record in by_name if record.checkpoints]
+        return [*sorted(scored, key=key), *(record for record in by_name if not record.checkpoints)]
+
+    def best(self) -> Best | None:
+        """The champion so far; None while the base model is not scored or no checkpoint qualifies."""
+        first = next(iter(self.best_first()), None)
+        if self.base is None or first is None or not first.checkpoints:
+            return None
+        checkpoint = self._rule.best(first.checkpoints)
+        return Best(first.trial, checkpoint) if self._rule.qualifies(checkpoint) else None
+
+    @property
+    def _rule(self) -> ChampionRule:
+        return ChampionRule.of(self._champion, self.base)
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """The table's cells, base model first."""
+        """The table's cells, base model first; a trial's scores are its best checkpoint's."""
         if self.base is not None:
-            scores = self.base.checkpoints[0]
-            yield (
-                BASE_TRIAL,
-                "base",
-                "",
-                "",
-                "0",
-                f"{scores.face_similarity:.3f}",
-                f"{scores.prompt_alignment:.3f}",
-                "",
-            )
+            yield ("", BASE_TRIAL, "", "", "", *_score_cells(self.base.checkpoints[0]), self.base.status)
+        best = self.best()
         for record in self.best_first():
-            yield self._row(record)
+            yield self._row(record, "*" if best and record.trial == best.trial else "")
 
-    def _row(self, record: TrialRecord) -> tuple[str, ...]:
+    def _row(self, record: TrialRecord, mark: str) -> tuple[str, ...]:
         config = record.method_config
-        newest = record.checkpoints[-1] if record.checkpoints else None
         return (
+            mark,
             record.trial,
-            record.method,
             str(getattr(config, "rank", "")),
             learning_rate_text(config.learning_rate),
             f"{_steps_done(record)}/{config.max_train_steps}",
-            f"{newest.face_similarity:.3f}" if newest else "",
-            f"{newest.prompt_alignment:.3f}" if newest else "",
+            *_score_cells(self._rule.best(record.checkpoints) if record.checkpoints else None),
             self.status(record),
         )
 
+    def failures(self) -> list[str]:
+        """A line for each failed trial: its reason, shortened."""
+        return [
+            textwrap.shorten(f"failed: {record.trial}: {record.reason}", REASON_LENGTH, placeholder=" ...")
+            for record in self.best_first()
+            if record.status == "failed"
+        ]
+
     def progress(self) -> str:
         """Trials ended, of all."""
-        return f"{self.num_ended}/{self._num_planned}"
+        return f"{self.num_ended}/{self.num_planned}"
 
     def headline(self) -> str:
         """One line on the whole sweep."""
         left = self.seconds_left()
-        time_left = "" if left is None or self.num_ended >= self._num_planned else f", about {duration_text(left)} left"
+        time_left = "" if left is None or self.num_ended >= self.num_planned else f", about {duration_text(left)} left"
         return (
-            f"{self.name}: {self.num_ended} of {self._num_planned} trials ended, {len(self.running)} running{time_left}"
+            f"{self.name}: {self.num_ended} of {self.num_planned} trials ended, {len(self.running)} running{time_left}"
         )
 
+    def opening(self) -> str:
+        """One line before the first trial."""
+        return f"{self.name}: {self.num_planned} trials planned, {self.num_ended} ended by earlier runs"
 
-COLUMNS = ("trial", "method", "rank", "learning rate", "step", "face similarity", "prompt alignment", "status")
+    def summary(self) -> str:
+        """One line after the last trial."""
+        counts = ", ".join(f"{count} {status}" for status, count in self.num_by_status().items() if count)
+        best = self.best()
+        return f"{self.name}: {counts}; {f'best {best}' if best else 'no champion'}"
+
+
+COLUMNS = (
+    "",
+    "trial",
+    "rank",
+    "learning rate",
+    "step",
+    "best step",
+    "face similarity",
+    "prompt alignment",
+    "status",
+)
+"""`*` stands before the champion, as in `show`."""
+
+
+def _score_cells(scores: ScoredCheckpoint | None) -> tuple[str, str, str]:
+    """Step and scores."""
+    if scores is None:
+        return ("", "", "")
+    return (str(scores.step), f"{scores.face_similarity:.3f}", f"{scores.prompt_alignment:.3f}")
 
 
 def _steps(record: TrialRecord) -> int:
@@ -153,12 +220,19 @@ class Display:
         self._board, self._console, self._leaderboard = board, console, leaderboard
         self._live: Live | None = None
         self._drawn = 0.0
+        self._said_best = board.best()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """While this lasts, the table stands in the terminal."""
+        """While this lasts, the table stands in the terminal; elsewhere a line says what is ahead, and one what was."""
+        self._write_leaderboard()
         if self._console is None or not self._console.is_terminal:
-            yield
+            self._said_best = self._board.best()
+            self.say(self._board.opening())
+            try:
+                yield
+            finally:
+                self.say(self._board.summary())
             return
         with Live(self._table(), console=self._console, auto_refresh=False) as self._live:
             yield
@@ -168,8 +242,8 @@ class Display:
         """A record has a new state worth showing."""
         self._board.put(record)
         self._write_leaderboard()
-        if self._console is not None and self._live is None:
-            self._console.print(Text(self._line(record)), soft_wrap=True)
+        if self._live is None:
+            self.say(self._line(record))
         self.tick(at_once=True)
 
     def say(self, text: str) -> None:
@@ -184,17 +258,22 @@ class Display:
             self._live.update(self._table(), refresh=True)
 
     def _line(self, record: TrialRecord) -> str:
+        """The change, and the best so far where that is news or a trial has ended."""
         line = f"[{self._board.progress()}] {record.trial}  {self._board.status(record)}"
         if record.status == "failed":
-            return f"{line}  {record.reason}"
-        if record.checkpoints:
+            line += f"  {record.reason}"
+        elif record.checkpoints:
             newest = record.checkpoints[-1]
-            steps = newest.step if record.trial == BASE_TRIAL else f"{newest.step}/{_steps(record)}"
-            line += f"  step {steps}  face {newest.face_similarity:.3f}  prompt {newest.prompt_alignment:.3f}"
+            line += f"  {step_text(newest.step, _steps(record))}  {scores_text(newest)}"
+        best = self._board.best()
+        if best is not None and (record.status != "running" or best != self._said_best):
+            line += f"  best so far {best}"
+        self._said_best = best
         return line
 
     def _table(self) -> Group:
-        table = Table(*COLUMNS)
+        columns = (Column(name.replace(" ", "\n"), no_wrap=True) for name in COLUMNS)  # an id in two lines is none
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         rows = list(self._board.rows())
         for row in rows[:MAX_ROWS]:
             table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=STATUS_STYLES.get(row[-1], "")))
@@ -204,32 +283,18 @@ class Display:
     def _write_leaderboard(self) -> None:
         if self._leaderboard is None:
             return
-        rows = [COLUMNS, *self._board.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [self._board.headline(), "", *_piped([COLUMNS, *self._board.rows()]), "", *self._board.failures()]
         try:
-            self._leaderboard.write_text("\n".join([self._board.headline(), "", *lines, ""]), encoding="utf-8")
+            self._leaderboard.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError:
             self._leaderboard = None  # Ray's session folder is a convenience: a sweep does not end for it
 
 
-class Gauges:
-    """`face_similarity` and `prompt_alignment` of each trial's newest checkpoint, for Ray's metrics port."""
-
-    def __init__(self, sweep_name: str) -> None:
-        from ray.util.metrics import Gauge
-
-        self._tags = {"sweep": hashlib.sha256(sweep_name.encode()).hexdigest()[:8]}
-        keys = ("trial", "sweep")
-        self._face_similarity = Gauge("face_similarity", "Mean cosine to the reference face", tag_keys=keys)
-        self._prompt_alignment = Gauge("prompt_alignment", "Mean CLIP cosine to the prompt", tag_keys=keys)
-
-    def set(self, record: TrialRecord) -> None:
-        """Publish the newest scores."""
-        if record.checkpoints:
-            tags = {**self._tags, "trial": record.trial}
-            self._face_similarity.set(record.checkpoints[-1].face_similarity, tags)
-            self._prompt_alignment.set(record.checkpoints[-1].prompt_alignment, tags)
+def _piped(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a viewer that makes every run of blanks one blank: lines between columns, `-` in empty cells."""
+    rows = [[cell or "-" for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def leaderboard_file(name: str) -> Path | None:

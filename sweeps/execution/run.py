@@ -22,8 +22,9 @@ from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
 from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
+from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
-from sweeps.execution.live import Board, Display, Gauges, fill_board, leaderboard_file
+from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.session import ending_on_signals, ray_session
@@ -125,10 +126,13 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
-        _prepare(config, folder, resources, console)
-        _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
-        _run_trials(config, folder, resources, console)
-        _render_best(config, folder, resources, console)
+        sweep = sweep_id(folder)
+        _say(console, f"in Ray's metrics it is sweep={sweep}")
+        with Gauges(sweep) as gauges:
+            _prepare(config, folder, resources, console)
+            _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
+            _run_trials(config, folder, resources, console, gauges)
+            _render_best(config, folder, resources, console)
 
 
 def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
@@ -170,13 +174,18 @@ def _say(console: Console | None, text: str) -> None:
         console.print(Text(text), soft_wrap=True)  # as it is: a folder may be called [bold]
 
 
-def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
-    if is_complete(config, folder):
-        return
+def _run_trials(
+    config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None, gauges: Gauges
+) -> None:
     num_trials = num_planned(config)
     board = Board(config.name, config.champion, num_trials)
     known = trials_asked_for(config, folder)
     fill_board(board, folder.base(), known)
+    for record in known:
+        gauges.set_scores(record)
+    gauges.set_sweep(board)
+    if is_complete(config, folder):
+        return
     display = Display(board, console, leaderboard_file(config.name))
     machines = Machines(alive_machines)
     searcher = LedgerSearcher(
@@ -205,7 +214,7 @@ def _run_trials(config: SweepConfig, folder: RunFolder, resources: TrialResource
             max_failures=0,  # who tries again, where and how often is the keeper's to say
             trial_name_creator=trial_name_of,
             trial_dirname_creator=lambda trial: f"{trial_name_of(trial)}_{trial.trial_id}",
-            callbacks=[LedgerKeeper(folder, searcher, machines, display, board, Gauges(config.name))],
+            callbacks=[LedgerKeeper(folder, searcher, machines, display, board, gauges)],
             raise_on_failed_trial=False,
             verbose=0,
         )

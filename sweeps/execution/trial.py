@@ -6,6 +6,7 @@ written before Ray hears of a scoring point: what Ray knows may be lost, what th
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from ray.tune.result import DONE
 
 from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
-from sweeps.execution.failures import keep_traceback
+from sweeps.execution.failures import TRACEBACK_FILE, keep_traceback
+from sweeps.execution.lines import scores_text, step_text
 from sweeps.execution.machines import elsewhere, this_machine
 from sweeps.execution.same_models import check_same_models, check_seen
 from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
@@ -39,6 +41,7 @@ from training.layout import STATE_FILE
 from training.stats import STATS_FILE, read_stats
 from training.train import train
 
+LOG = logging.getLogger(__name__)
 SHARE_OF_OTHERS = 0.05
 """Of a GPU's memory that may be in other hands (the desktop, the driver itself) for a trial to count as alone on it."""
 
@@ -75,6 +78,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     What the settings themselves cause is written down and reported as a result. Any other exception leaves `step`: the
     driver retries it elsewhere.
+
+    Its worker's log, which the dashboard keeps with the dead actor, has a line a scoring point and one for how it
+    ended. No text of the user's is in it.
     """
 
     @classmethod
@@ -86,6 +92,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
+        _log_to_stderr()
         self._task: TrialTask = config["task"]
         self._folder = open_run(self._task.run_dir, self._task.storage)
         self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
@@ -125,13 +132,21 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Train up to the next scoring point, score it, write it down, then report it."""
         if not self._record.is_over:
             try:
-                self._score_next_sparing_memory()
-            except DivergedError as error:
-                self._fail(error)
-            except torch.OutOfMemoryError as error:
-                _check_alone_on_gpu(self._task.gpus, error)
-                self._fail(error)
+                self._score_next_or_fail()
+            except Exception as error:  # the text of which may name files of the user's
+                self._log(f"failed on this machine: {type(error).__name__}; {TRACEBACK_FILE} in its folder says more")
+                raise
         return report_of(self._record, self._rule)
+
+    def _score_next_or_fail(self) -> None:
+        """Score the next point, or write down that the trial's own settings do not let it."""
+        try:
+            self._score_next_sparing_memory()
+        except DivergedError as error:
+            self._fail(error)
+        except torch.OutOfMemoryError as error:
+            _check_alone_on_gpu(self._task.gpus, error)
+            self._fail(error)
 
     def _score_next_sparing_memory(self) -> None:
         """Score the next point; where GPU memory runs out, once more with gradient checkpointing."""
@@ -148,7 +163,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _spare_memory(self) -> None:
         self._hyperparameters = self._hyperparameters.model_copy(update={"gradient_checkpointing": True})
-        self.cleanup()
+        self._let_go()
 
     def _fail(self, error: Exception) -> None:
         """The same settings would meet it again: written down for good."""
@@ -157,6 +172,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         keep_traceback(self._folder, self._record.trial, self._record.machine, text)
         self._folder.push(self._folder.trial_dir(self._record.trial))
         self._write(status="failed", fault="trial", reason=failure_text(error))
+        self._log_outcome(self._record)
 
     def _score_next(self) -> None:
         if self._points is None:
@@ -173,8 +189,10 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress(checkpoint.step))),
             status="finished" if is_last else "running",
         )
+        self._log(f"{step_text(checkpoint.step, self._hyperparameters.max_train_steps)}  {scores_text(scored)}")
         if is_last:  # only now: until the ledger has its score, a worker that takes over would have to begin anew
             self._folder.drop_training_state(self._record.trial)
+            self._log_outcome(self._record)
 
     def _progress(self, step: int) -> dict[str, float | None]:
         """Seconds of the trial's life so far and the mean loss since the scoring point before, whoever trained it."""
@@ -218,8 +236,28 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _seconds(self) -> float:
         return self._record.seconds + time.monotonic() - self._since
 
+    def _log(self, text: str) -> None:
+        LOG.info("%s  %s", self._record.trial, text)
+
+    def _log_outcome(self, record: TrialRecord) -> None:
+        reason = f": {record.reason}" if record.reason else ""
+        best = self._rule.best(record.checkpoints) if record.checkpoints else None
+        self._log(f"{record.status}{reason}" + (f"  best step {best.step}  {scores_text(best)}" if best else ""))
+
     def cleanup(self) -> None:
-        """Let go of the models."""
+        """Let go of the models; the last that a worker hears.
+
+        The driver writes a trial that early stopping ends into the ledger before Tune lets its worker go.
+        """
+        if not self._record.is_over:
+            record = self._folder.read(self._record.trial)
+            if record is not None and record.status == "stopped":
+                self._log_outcome(record)
+            else:
+                self._log("let go of by the driver before its end")
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._points = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -230,6 +268,16 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing to load: `setup` found everything in the run folder."""
+
+
+def _log_to_stderr() -> None:
+    """Let this file's lines through: a worker of Ray has no handler for them, and every library's are too many."""
+    if not LOG.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
 
 
 def whole_checkpoints(trial_dir: Path, steps: Sequence[int], base_model: str) -> Iterator[Checkpoint]:

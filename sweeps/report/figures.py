@@ -48,8 +48,9 @@ def trade_off(rows: Sequence[Row], limit: float | None) -> Figure:
     traces += _points(rows, [(row.prompt_alignment, row.face_similarity) for row in rows], lambda row: row.pareto)
     figure = _figure(traces, f"{PROMPT_LABEL} (CLIP cosine)", f"{FACE_LABEL} (cosine)", height=460)
     layout = figure["layout"]
-    layout["xaxis"]["range"] = low, high = _span(row.prompt_alignment for row in rows)
-    layout["yaxis"]["range"] = _span(row.face_similarity for row in rows)
+    low, high = _span(row.prompt_alignment for row in rows)
+    layout["xaxis"] |= _from_to(low, high)
+    layout["yaxis"] |= _from_to(*_span(row.face_similarity for row in rows))
     if base:
         layout["shapes"] += [_across(base.face_similarity), _upright(base.prompt_alignment)]
     if limit is not None and limit > low:
@@ -95,7 +96,8 @@ def score_over_steps(rows: Sequence[Row], label: str, limit: float | None = None
         traces += _lines(method, points, thick=wins)
     traces += _ring([(row, row.step, _score(row, label)) for row in rows if row.champion])
     figure = _figure(traces, "training step", label)
-    figure["layout"]["yaxis"]["range"] = low, high = _span(_score(row, label) for row in rows)
+    low, high = _span(_score(row, label) for row in rows)
+    figure["layout"]["yaxis"] |= _from_to(low, high)
     if base:
         figure["layout"]["shapes"].append(_across(_score(base, label)))
     if limit is not None and low <= limit <= high:
@@ -119,7 +121,7 @@ def likeness_by_rank(rows: Sequence[Row], best: Sequence[Row]) -> Figure:
     at = [(ranks.index(row.rank) + _nudge(row, rates[row.rank]), row.face_similarity) for row in trained]
     figure = _by_setting(rows, trained, at, best, "LoRA rank")
     ticks = {"tickvals": list(range(len(ranks))), "ticktext": ["full" if r is None else str(r) for r in ranks]}
-    figure["layout"]["xaxis"] |= ticks | {"range": [-0.5, len(ranks) - 0.5], "zeroline": False}
+    figure["layout"]["xaxis"] |= ticks | _from_to(-0.5, len(ranks) - 0.5)
     return figure
 
 
@@ -133,8 +135,9 @@ def likeness_by_learning_rate(rows: Sequence[Row], best: Sequence[Row]) -> Figur
     if rates:
         low, high = math.log10(rates[0]), math.log10(rates[-1])
         margin = max(0.2, 0.08 * (high - low))
+        limits = _from_to(low - margin, high + margin)  # of a logarithmic axis as exponents
         ticks = _log_ticks(rates)
-        figure["layout"]["xaxis"] |= {"range": [low - margin, high + margin], "tickvals": ticks}
+        figure["layout"]["xaxis"] |= limits | {"tickvals": ticks}
         figure["layout"]["xaxis"]["ticktext"] = [learning_rate_text(tick) for tick in ticks]
     return figure
 
@@ -298,7 +301,7 @@ def _by_setting(
     figure = _figure(traces, x_title, FACE_LABEL)
     ends = [b for row in best if (i := row.face_similarity_interval) for b in (i.low, i.high)]
     low, high = _span([*(row.face_similarity for row in trained), *ends])
-    figure["layout"]["yaxis"]["range"] = [low, high]
+    figure["layout"]["yaxis"] |= _from_to(low, high)
     if (base := base_row(rows)) and low <= base.face_similarity <= high:
         figure["layout"]["shapes"].append(_across(base.face_similarity))
     return figure
@@ -319,6 +322,11 @@ def _upright(value: float) -> Figure:
 
 def _note(text: str, x: float, y: float, **place: Any) -> Figure:
     return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"size": 11, "color": MUTED}, **place}
+
+
+def _from_to(low: float, high: float) -> Figure:
+    """Limits of an axis where its reader has not zoomed; a plain `range` that new data change would undo the zoom."""
+    return {"autorangeoptions": {"minallowed": low, "maxallowed": high}}
 
 
 def _span(values: Iterable[float], margin: float = 0.1) -> list[float]:

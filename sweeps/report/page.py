@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -24,9 +24,10 @@ from plotly.offline import get_plotlyjs
 from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import TrialRecord
 from sweeps.photo_remarks import reference_photos, remarks_on_faces
 from sweeps.report import figures
-from sweeps.report.learning_curves import learning_curves
+from sweeps.report.learning_curves import CurvePoint, learning_curves
 from sweeps.report.pictures import InlinedPictures, LinkedPictures, Picture, Pictures
 from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
@@ -140,6 +141,7 @@ def _environment() -> Environment:
 def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     """What the templates say of a run."""
     best = results.best_of_each_trial()
+    curves = learning_curves(results.folder, _trials_to_follow(results, best))
     on_leaderboard = {row.key for row in best[:MAX_LEADERBOARD_TRIALS]}
     return {
         "results": results,
@@ -149,7 +151,8 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "max_leaderboard": MAX_LEADERBOARD_TRIALS,
         "admitted": results.rule.qualifies,
         "scale": BarScale.of(results.rows),
-        "figures": _figures(results, best),
+        "figures": _figures(results, best, curves),
+        "underway": _underway(results, curves),
         "num_curves": MAX_CURVES,
         "grids": list(picture_grids(results, best, pictures)),
         "num_grid_trials": min(len(best), pictures.max_grid_trials),
@@ -175,7 +178,34 @@ def _is_interrupted(results: Results) -> bool:
     return bool(results.num_by_status.get("running")) and not has_storage and not results.folder.has_driver()
 
 
-def _figures(results: Results, best: Sequence[Row]) -> dict[str, figures.Figure]:
+@dataclass(frozen=True)
+class Underway:
+    """A trial that has not ended."""
+
+    record: TrialRecord
+    step: int
+    """Steps taken, those since its newest score included."""
+    num_steps: int
+    """That it will take."""
+    newest: Row | None
+    """Its newest score."""
+
+
+def _underway(results: Results, curves: Mapping[str, Sequence[CurvePoint]]) -> list[Underway]:
+    """The trials that have not ended, the furthest first."""
+    newest = {row.trial: row for row in sorted(results.rows, key=lambda row: row.step)}
+    found = []
+    for trial in results.trials:
+        if trial.status == "running" and trial.trial not in results.earlier:
+            curve, row = curves.get(trial.trial), newest.get(trial.trial)
+            step = curve[-1].last_step if curve else row.step if row else 0
+            found.append(Underway(trial, step, trial.method_config.max_train_steps, row))
+    return sorted(found, key=lambda underway: (-underway.step / underway.num_steps, underway.record.trial))
+
+
+def _figures(
+    results: Results, best: Sequence[Row], curves: Mapping[str, Sequence[CurvePoint]]
+) -> dict[str, figures.Figure]:
     """The plots by their place on the page; those of scores come with the first score, those of training before."""
     drawn = {}
     if best:
@@ -187,7 +217,6 @@ def _figures(results: Results, best: Sequence[Row]) -> dict[str, figures.Figure]
             "by-rank": figures.likeness_by_rank(rows, best),
             "by-learning-rate": figures.likeness_by_learning_rate(rows, best),
         }
-    curves = learning_curves(results.folder, _trials_to_follow(results, best))
     if curves:
         methods = {trial.trial: trial.method for trial in results.trials}
         champion = results.champion.row.trial if results.champion.row else None

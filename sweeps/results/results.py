@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sweeps.asked import asked_for
+from sweeps.asked import asked_for, num_planned
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
@@ -65,6 +65,17 @@ class Results:
             if not trial.is_base and trial.trial not in self.earlier:
                 counts[trial.status] = counts.get(trial.status, 0) + 1
         return counts
+
+    @property
+    def num_ended(self) -> int:
+        """Trials of the sweep that need no more work."""
+        return sum(number for status, number in self.num_by_status.items() if status != "running")
+
+    @property
+    def num_planned(self) -> int:
+        """Trials that the sweep file asks for; at least those that have begun."""
+        asked = num_planned(self.config) if self.config else 0
+        return max(asked, sum(self.num_by_status.values()))
 
     @cached_property
     def _best(self) -> dict[str, Row]:

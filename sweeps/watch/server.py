@@ -79,11 +79,12 @@ class PageServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more, and let go of the port."""
+        """Answer no more, not on a connection that is open either, and let go of the port."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+        self._server.hang_up()
 
 
 class _Server(ThreadingHTTPServer):
@@ -120,6 +121,13 @@ class _Server(ThreadingHTTPServer):
         with self._connections_lock:
             if connection in self._connections:
                 self._connections.move_to_end(connection)
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        with self._connections_lock:
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def shutdown_request(self, request: Any) -> None:
         """The connection has ended."""

@@ -53,6 +53,14 @@ function showSteps(part) {
   }
 }
 
+const LOSSLESS_SIDE = 128; // up to here a picture is shown with its own pixels
+
+function keepPixels(image) {
+  if (image.naturalWidth) image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= LOSSLESS_SIDE);
+}
+
+document.addEventListener("load", (event) => event.target.matches?.("img") && keepPixels(event.target), true);
+
 const dialog = document.createElement("dialog");
 dialog.append(document.createElement("img"), document.createElement("p"));
 dialog.addEventListener("click", () => dialog.close());
@@ -63,7 +71,6 @@ function enlarge(image) {
   enlarged = image;
   const [picture, text] = dialog.children;
   picture.src = image.dataset.enlarged || image.src;
-  picture.className = image.className;
   picture.alt = image.alt;
   text.textContent = [image.dataset.whose, image.dataset.scores, image.alt].filter(Boolean).join(" · ");
   if (!dialog.open) dialog.showModal();
@@ -191,6 +198,7 @@ function carryOver(old, fresh) {
 }
 
 function enhance(root) {
+  for (const image of root.querySelectorAll("img")) if (image.complete) keepPixels(image);
   for (const controls of root.querySelectorAll(".steps")) controls.hidden = false;
   for (const part of root.querySelectorAll("#pictures")) showSteps(part);
 }

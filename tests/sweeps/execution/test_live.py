@@ -1,18 +1,25 @@
 """What a running sweep shows.
 
-pytest tests/sweeps/test_live.py     a second
+pytest tests/sweeps/execution/test_live.py     two seconds
 """
 
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from sweeps.config import ChampionConfig
-from sweeps.execution.live import Board, Display
+from sweeps.execution.live import COLUMNS, Board, Display, fill_board
+from sweeps.ledger.folder import RunFolder
+from sweeps.results.results import read_results
+from sweeps.search.listed import trials_asked_for
+from tests.sweeps import fake_run
 from tests.sweeps.ledger_entries import entry, record
 
 
@@ -46,14 +53,117 @@ def test_the_time_left_is_steps_left_at_the_pace_so_far(board: Board) -> None:
     assert Board("new", ChampionConfig(), 3).seconds_left() is None
 
 
-def test_the_leaderboard_file_has_every_trial(board: Board, tmp_path: Path) -> None:
-    """Every change rewrites it: base model, trials, both scores, statuses."""
+def of_run(run_dir: Path) -> Board:
+    """A driver's board over a run folder."""
+    folder, config = RunFolder(run_dir), read_results(run_dir).config
+    assert config is not None
+    board = Board(config.name, config.champion, num_planned=24)
+    fill_board(board, folder.base(), trials_asked_for(config, folder))
+    return board
+
+
+def scored_trial(trial: str, method: str, rank: int | None, *scored: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A trial for a run folder, and its scores (face similarity, prompt alignment) at 200, 400, ..."""
+    settings = {"learning_rate": 1e-4 if rank else 1e-6, "max_train_steps": 800, **({"rank": rank} if rank else {})}
+    entries = [fake_run.entry(200 * (i + 1), *scores, trial=trial) for i, scores in enumerate(scored)]
+    return {"trial": trial, "method": method, "status": "finished", "config": settings}, entries
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        pytest.param(
+            [
+                scored_trial("a", "lora", 4, (0.8, 0.3), (0.4, 0.3)),
+                scored_trial("b", "lora", 4, (0.2, 0.3), (0.7, 0.3)),
+            ],
+            id="the newest of another is better",
+        ),
+        pytest.param(
+            [
+                scored_trial("a", "lora", 4, (0.5, 0.3), (0.99, 0.1)),
+                scored_trial("b", "lora", 4, (0.6, 0.3)),
+            ],
+            id="the most alike has lost its prompts",
+        ),
+        pytest.param(
+            [
+                scored_trial("a", "dreambooth", None, (0.6, 0.3)),
+                scored_trial("b", "lora", 16, (0.6, 0.3)),
+                scored_trial("d", "lora", 2, (0.6, 0.3)),
+                scored_trial("c", "lora", 2, (0.6, 0.3)),
+            ],
+            id="equals go by rank, no rank last, then by name",
+        ),
+        pytest.param([scored_trial("a", "lora", 4, (0.9, 0.1)), scored_trial("b", "lora", 4, (0.8, 0.2))], id="nobody"),
+    ],
+)
+def test_the_board_stands_as_the_results_do(trials: list[tuple[Any, list[Any]]], tmp_path: Path) -> None:
+    """Its trials have the order and the best steps of the run's leaderboard, and its star is the champion's."""
+    fake_run.build_run(tmp_path, num_trials=0, with_renders=False)
+    fake_run.write_trial(
+        tmp_path,
+        {"trial": "base", "method": "base", "status": "finished", "config": {}},
+        [fake_run.entry(0, 0.1, trial="base")],
+    )
+    for trial, entries in trials:
+        fake_run.write_trial(tmp_path, trial, entries)
+    results, board = read_results(tmp_path), of_run(tmp_path)
+    base, *rows = board.rows()
+    step = COLUMNS.index("best step")
+    assert [(row[1], int(row[step])) for row in rows] == [row.key for row in results.best_of_each_trial()]
+    champion = results.champion.row
+    assert [row[1] for row in rows if row[0] == "*"] == ([] if champion is None else [champion.trial])
+    assert base[0] == ""
+    best = board.best()
+    assert (best and (best.trial, best.checkpoint.step)) == (champion and champion.key)
+
+
+def test_the_board_of_a_whole_run_is_led_by_its_champion(tmp_path: Path) -> None:
+    """Of finished, stopped, running and failed trials; and before the base model is scored nobody leads."""
+    fake_run.build_run(tmp_path / "run", num_trials=12, num_failed=2, num_running=3, with_renders=False)
+    champion, board = read_results(tmp_path / "run").champion.row, of_run(tmp_path / "run")
+    assert champion is not None
+    assert board.best_first()[0].trial == champion.trial
+    fake_run.build_run(tmp_path / "new", num_trials=2, with_base=False, with_renders=False)
+    assert of_run(tmp_path / "new").best() is None
+
+
+def test_every_planned_trial_is_counted_once(board: Board) -> None:
+    """What the search has not asked for yet waits."""
+    counts = board.num_by_status()
+    assert counts == {"running": 1, "finished": 1, "stopped": 1, "failed": 0, "waiting": 1}
+    larger = Board("ada", ChampionConfig(), num_planned=10)
+    fill_board(larger, board.base, list(board.records.values()))
+    assert sum(larger.num_by_status().values()) == 10
+
+
+def test_the_leaderboard_file_survives_a_viewer_that_collapses_blanks(board: Board, tmp_path: Path) -> None:
+    """Every change rewrites it; each row has the same cells with blanks collapsed and without, none of them empty."""
     file = tmp_path / "sweep_ada_leaderboard.log"
+    board.num_planned = 5
+    board.put(record("e", status="failed", reason="ValueError: too | large\n" + 60 * "on and "))
     Display(board, None, file).changed(record("d", entry(200, 0.2)))
     text = file.read_text()
-    assert text.startswith("ada: 2 of 4 trials ended, 1 running")
-    assert [line.split()[0] for line in text.splitlines()[3:]] == ["base", "b", "a", "d", "c"]
-    assert "0.500" in text
+    assert text.startswith("ada: 3 of 5 trials ended, 1 running")
+    _, table, below = text.split("\n\n")
+    aligned = [row.split("|") for row in table.splitlines()]
+    collapsed = [re.sub(" +", " ", row).split("|") for row in table.splitlines()]
+    for cells in (aligned, collapsed):
+        assert {len(row) for row in cells} == {len(COLUMNS)}
+        assert all(cell.strip() for row in cells for cell in row)
+    assert len({tuple(map(len, row[:-1])) for row in aligned}) == 1, "and it is aligned where blanks are kept"
+    assert [[cell.strip() for cell in row] for row in aligned[1:]] == [
+        ["-", "base", "-", "-", "-", "0", "0.100", "0.250", "finished"],
+        ["*", "b", "4", "1e-4", "400/400", "400", "0.500", "0.250", "finished"],
+        ["-", "a", "4", "1e-4", "200/400", "200", "0.300", "0.250", "running"],
+        ["-", "d", "4", "1e-4", "200/400", "200", "0.200", "0.250", "waiting"],
+        ["-", "c", "4", "1e-4", "200/400", "200", "0.900", "0.100", "stopped"],
+        ["-", "e", "4", "1e-4", "0/400", "-", "-", "-", "failed"],
+    ]
+    (failure,) = below.splitlines()
+    assert failure.startswith("failed: e: ValueError: too | large on and")
+    assert len(failure) <= 150
 
 
 def test_a_leaderboard_that_cannot_be_written_ends_nothing(board: Board, tmp_path: Path) -> None:
@@ -61,18 +171,46 @@ def test_a_leaderboard_that_cannot_be_written_ends_nothing(board: Board, tmp_pat
     Display(board, None, tmp_path / "gone" / "file.log").changed(record("d"))
 
 
-def test_a_pipe_gets_a_line_a_change(board: Board) -> None:
-    """Without a terminal there are plain lines, one a change, markup in a reason left alone."""
+def test_a_jobs_log_says_each_change_and_the_best_so_far(board: Board) -> None:
+    """Without a terminal: a line before, a line a change, the best where it is new or a trial ends, a line after."""
     output = io.StringIO()
-    display = Display(board, Console(file=output, width=300), None)
+    board.running = {"a", "d"}
+    display = Display(board, Console(file=output, width=60), None)
     with display.shown():
+        display.changed(record("d", entry(200, 0.2)))
         display.changed(record("a", entry(200, 0.3), entry(400, 0.6)))
-        display.changed(record("d", status="failed", reason="ValueError: [bold]x"))
-    lines = output.getvalue().splitlines()
-    assert lines == [
-        "[2/4] a  running  step 400/400  face 0.600  prompt 0.250",
-        "[3/4] d  failed  ValueError: [bold]x",
+        display.changed(record("a", entry(200, 0.3), entry(400, 0.6), status="finished"))
+        display.changed(record("d", entry(200, 0.2), status="failed", reason="ValueError: [bold]x"))
+    assert output.getvalue().splitlines() == [
+        "ada: 4 trials planned, 2 ended by earlier runs",
+        "[2/4] d  running  step 200/400  face 0.200  prompt 0.250",
+        "[2/4] a  running  step 400/400  face 0.600  prompt 0.250  best so far a 0.600 at step 400",
+        "[3/4] a  finished  step 400/400  face 0.600  prompt 0.250  best so far a 0.600 at step 400",
+        "[4/4] d  failed  ValueError: [bold]x  best so far a 0.600 at step 400",
+        "ada: 2 finished, 1 stopped, 1 failed; best a 0.600 at step 400",
     ]
+
+
+def test_a_sweep_without_a_champion_says_so(tmp_path: Path) -> None:
+    """At its end, whatever ended it."""
+    output = io.StringIO()
+    board = Board("ada", ChampionConfig(), num_planned=1)
+    with pytest.raises(KeyboardInterrupt), Display(board, Console(file=output), None).shown():
+        raise KeyboardInterrupt
+    assert output.getvalue().splitlines()[-1] == "ada: 1 waiting; no champion"
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_table_fits_a_terminal(tmp_path: Path, width: int) -> None:
+    """With the ids and numbers of a real run no cell is cut or broken; a heading may be."""
+    fake_run.build_run(tmp_path, num_trials=8, num_running=1, num_failed=1, at_steps=(2000, 12000), with_renders=False)
+    output, board = io.StringIO(), of_run(tmp_path)
+    with Display(board, Console(file=output, width=width, force_terminal=True, color_system=None), None).shown():
+        pass
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+    assert max(cell_len(line) for line in drawn.splitlines()) <= width
+    for row in board.rows():
+        assert re.search(r"\s+".join(re.escape(cell) for cell in row if cell), drawn), row
 
 
 def test_a_terminal_gets_a_table(board: Board) -> None:
@@ -81,5 +219,5 @@ def test_a_terminal_gets_a_table(board: Board) -> None:
     display = Display(board, Console(file=output, width=160, force_terminal=True), None)
     with display.shown():
         display.tick()
-    for part in ("face similarity", "prompt alignment", "400/400", "0.500", "stopped", "2 of 4 trials ended"):
+    for part in ("similarity", "alignment", "400/400", "0.500", "stopped", "2 of 4 trials ended"):
         assert part in output.getvalue()

@@ -8,6 +8,7 @@ The judge is a log of its own that the trials append to (`logged_trial`), and th
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.schedulers import FIFOScheduler
 
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
@@ -37,7 +39,10 @@ FAILING = {"learning_rate": 1.0, "max_train_steps": 30, "train_batch_size": 1, "
 def test_a_sweep_ends_with_every_trial_accounted_for(
     ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure by settings is recorded, a trial whose worker is killed goes on where it was, and none repeats."""
+    """A failure by settings is recorded, a trial whose worker is killed goes on where it was, and none repeats.
+
+    What became of each stands in its workers' logs too, where the dashboard has them of dead actors.
+    """
     from sweeps.asked import listed_trials
     from sweeps.execution.run import run_sweep
     from sweeps.ledger.identity import trial_id
@@ -60,10 +65,50 @@ def test_a_sweep_ends_with_every_trial_accounted_for(
     assert results.num_by_status == {"finished": 2, "failed": 1}
     assert results.base is not None
     assert (run_dir / "results.csv").is_file()
+    for trial in trials[:2]:
+        *points, outcome = worker_lines(trial)
+        assert [line.split("  ")[0] for line in points] == ["step 2/4", "step 4/4"]
+        best = results.best_of_trial(trial)
+        scores = f"face {best.face_similarity:.3f}  prompt {best.prompt_alignment:.3f}"
+        assert outcome == f"finished  best step {best.step}  {scores}"
+    assert worker_lines(trials[2])[-1].startswith(f"failed: {records[trials[2]].reason}")
 
     before = times(run_dir / "trials")
     assert run_sweep(config, tmp_path) == run_dir
     assert times(run_dir / "trials") == before
+
+
+class StopAtOnce(FIFOScheduler):  # type: ignore[misc]
+    """Lets no trial past its first scoring point."""
+
+    def on_trial_result(self, *_: Any) -> str:
+        """Enough of it."""
+        return str(self.STOP)
+
+
+def test_a_dead_workers_log_says_that_early_stopping_ended_its_trial(
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it cannot know itself, and finds in the ledger when Tune lets it go; no text of the user's is in it."""
+    from sweeps.execution.run import run_sweep
+
+    monkeypatch.setattr("sweeps.execution.run.make_scheduler", lambda *_: StopAtOnce())
+    config = tiny_sweep(methods={"lora": {"rank": {"choices": [4]}, "max_train_steps": 4, "train_batch_size": 1}})
+    (stopped,) = RunFolder(run_sweep(config, tmp_path)).trials()
+    assert stopped.status == "stopped"
+    wait_for(lambda: len(worker_lines(stopped.trial)) == 2)
+    scored, outcome = worker_lines(stopped.trial)
+    assert scored.startswith("step 2/4  face ")
+    assert re.fullmatch(rf"stopped: {stopped.reason}  best step 2  face -?[\d.]+  prompt -?[\d.]+", outcome)
+
+
+def worker_lines(trial: str) -> list[str]:
+    """What the workers that had a trial wrote into their logs about it, in order and without the times."""
+    from ray._private.worker import _global_node
+
+    logs = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")
+    lines = (line.partition(f"  {trial}  ") for log in logs for line in log.read_text().splitlines())
+    return [text for _, found, text in sorted(lines, key=lambda line: line[0]) if found]
 
 
 def test_what_the_driver_finds_wrong_comes_out_of_tune_as_it_was(ray_session: None, tmp_path: Path) -> None:
@@ -193,11 +238,11 @@ def drive(sweep_file: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 180) -> None:
+def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str] | None = None, seconds: float = 180) -> None:
     """Until something has happened, which is progress and not time; fails when the driver ends first."""
     deadline = time.monotonic() + seconds
     while not happened():
-        assert driver.poll() is None, driver.communicate()[0]
+        assert driver is None or driver.poll() is None, driver.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -135,7 +135,7 @@ def test_a_base_model_far_below_takes_no_room_from_the_trials(results: Results) 
         for row in results.rows
     ]
     figure = likeness_by_rank(rows, [row for row in rows if not row.is_base])
-    low, high = figure["layout"]["yaxis"]["range"]
+    low, high = figure["layout"]["yaxis"]["autorangeoptions"].values()
     assert high - low < 0.1
     assert not figure["layout"]["shapes"]
 
@@ -145,7 +145,7 @@ def test_what_hardly_differs_looks_so(results: Results) -> None:
     rows = [row.model_copy(update={"face_similarity": 0.5, "prompt_alignment": 0.3}) for row in results.rows]
     layout = trade_off(rows, None)["layout"]
     for axis in ("xaxis", "yaxis"):
-        low, high = layout[axis]["range"]
+        low, high = layout[axis]["autorangeoptions"].values()
         assert high - low >= 0.05 - 1e-9
 
 

@@ -27,7 +27,7 @@ from sweeps.report.page import (
 from sweeps.report.pictures import data_uri
 from sweeps.results.results import read_results
 from sweeps.wording import score_text
-from tests.sweeps.fake_run import PROMPTS, build_run
+from tests.sweeps.fake_run import PROMPTS, build_run, write_stats
 
 HOSTILE = '<script>alert("x")</script><img src=//evil.example/x onerror=alert(1)>'
 
@@ -205,6 +205,22 @@ def test_a_run_that_nobody_goes_on_with_says_so(tmp_path: Path) -> None:
     assert "interrupted" in page_of(tmp_path).text
     with folder.lock():
         assert "interrupted" not in page_of(tmp_path).text
+
+
+def test_a_trial_that_has_not_ended_is_shown_with_the_steps_it_took(tmp_path: Path) -> None:
+    """Those after its newest score included; one that has taken none waits; a run that has ended has no such part."""
+    run_dir = build_run(tmp_path / "ada", num_trials=3, num_running=2)
+    first, second = [trial.trial for trial in RunFolder(run_dir).trials() if trial.status == "running"]
+    write_stats(run_dir, first, 1e-4, range(1, 238))
+    (run_dir / "trials" / second / "stats.jsonl").unlink()
+    record = json.loads((run_dir / "trials" / second / "trial.json").read_text())
+    (run_dir / "trials" / second / "trial.json").write_text(json.dumps({**record, "checkpoints": []}))
+    page = page_of(run_dir)
+    assert "Not ended yet" in page.headings
+    assert "237 of 800" in page.text
+    assert "waits" in page.text
+    assert "1 of 24 trials ended" in page.text
+    assert "Not ended yet" not in page_of(build_run(tmp_path / "ended", num_trials=2)).headings
 
 
 def test_missing_and_broken_pictures_leave_gaps(tmp_path: Path) -> None:

@@ -44,6 +44,24 @@ def test_it_draws_its_plots_and_asks_the_network_for_nothing(page: Browser, run_
     assert set(buttons) == {"Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
+def test_every_point_lies_within_its_plots_axes(page: Browser) -> None:
+    """With limits of its own, an axis can lose what it should show."""
+    outside = page.run(
+        """
+        const plots = [...document.querySelectorAll('.js-plotly-plot')];
+        const isOutside = (plot, axis, value) => {
+          const { type, range } = plot.layout[axis];
+          const place = type === 'log' ? Math.log10(value) : value;
+          return place < range[0] || place > range[1];
+        };
+        return plots.flatMap((plot) => plot.data.flatMap((trace) => trace.x
+          .map((x, i) => [plot.id, x, trace.y[i]])
+          .filter(([_, x, y]) => y !== null && (isOutside(plot, 'xaxis', x) || isOutside(plot, 'yaxis', y)))));
+        """
+    )
+    assert outside == []
+
+
 def test_a_point_says_what_it_is_and_leads_to_its_trial(page: Browser, run_dir: Path) -> None:
     """Hovering shows both scores; a click brings the trial's row into sight."""
     champion = read_results(run_dir).champion.row
