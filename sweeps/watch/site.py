@@ -202,7 +202,7 @@ def segments_of(target: SplitResult) -> tuple[str, ...]:
     if target.scheme or target.netloc or not target.path.startswith("/"):
         raise ValueError(target)
     segments = tuple(unquote(part, errors="surrogateescape") for part in target.path[1:].split("/"))
-    if any(part in (".", "..") or set(part) & set("/\\\0") for part in segments) or "" in segments[:-1]:
+    if any(part in (".", "..") or set(part) & set("/\\\0") for part in segments):
         raise ValueError(target)
     return segments
 
