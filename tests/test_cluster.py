@@ -73,10 +73,8 @@ def test_the_live_page_is_there_before_ray_and_in_its_dashboard(cluster: dict[st
     assert f"mkdir -p {runs} &&" in watch
     assert f"--out {runs} " in CLUSTER.read_text()
     settings, _, _ = start.partition("ray start")
-    assert (
-        variables_for(f"http://127.0.0.1:{PORT}", {}).items()
-        <= dict(setting.split("=", 1) for setting in settings.split()).items()
-    )
+    page = f"http://127.0.0.1:{PORT}"
+    assert variables_for(page, page, {}).items() <= dict(setting.split("=", 1) for setting in settings.split()).items()
 
 
 def test_the_live_page_has_one_port_everywhere() -> None:

@@ -79,7 +79,7 @@ def _start(console: Console | None, run_dir: Path, at_the_end: ExitStack) -> Non
     page, remark = _live_page(run_dir)
     if page is not None:
         at_the_end.callback(page.close)
-    variables = variables_for(page.address, os.environ) if page else {}
+    variables = variables_for(page.root, page.address, os.environ) if page else {}
     with _environment_with(variables):  # which Ray's dashboard reads when it starts
         context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
     _say_dashboard(console, context)
@@ -88,9 +88,12 @@ def _start(console: Console | None, run_dir: Path, at_the_end: ExitStack) -> Non
 
 
 def _live_page(run_dir: Path) -> tuple[PageServer | None, str]:
-    """The page, answering; or None and why: a sweep does not end for it."""
+    """The page, answering; or None and why: a sweep does not end for it.
+
+    Nobody has asked for it, and a run folder is its user's alone: so other users of the machine are not let in.
+    """
     try:
-        page = open_page(run_dir, is_run=True)
+        page = open_page(run_dir, for_anybody=False, is_run=True)
     except UserError as error:
         return None, str(error)
     page.start()

@@ -158,7 +158,6 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "num_grid_trials": min(len(best), pictures.max_grid_trials),
         "grid_steps": sorted({row.step for row in results.present_rows if not row.is_base}),
         "sheets": [sheet for path in _sheets(results.folder) if (sheet := pictures.sheet(path))],
-        "is_interrupted": _is_interrupted(results),
         "failed": [
             trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier
         ],
@@ -170,12 +169,6 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "pictures": pictures,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _is_interrupted(results: Results) -> bool:
-    """Whether trials are half done and nobody goes on with them; with a storage it is not seen from here."""
-    has_storage = results.config is not None and results.config.storage is not None
-    return bool(results.num_by_status.get("running")) and not has_storage and not results.folder.has_driver()
 
 
 @dataclass(frozen=True)

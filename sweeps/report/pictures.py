@@ -125,7 +125,7 @@ class LinkedPictures:
             return None
         stat = path.stat()
         version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # a picture made again has another address
-        address = f"picture/{quote(relative)}?v={version}"
+        address = f"picture/{quote(relative, errors='surrogateescape')}?v={version}"
         return Picture(f"{address}&side={side}", address)
 
 

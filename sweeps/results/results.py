@@ -77,6 +77,12 @@ class Results:
         asked = num_planned(self.config) if self.config else 0
         return max(asked, sum(self.num_by_status.values()))
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether trials are half done and nobody goes on with them now; with a storage it is not seen from here."""
+        has_storage = self.config is not None and self.config.storage is not None
+        return bool(self.num_by_status.get("running")) and not has_storage and not self.folder.has_driver()
+
     @cached_property
     def _best(self) -> dict[str, Row]:
         """Trial -> its best row, best trial first: rows stand in the rule's order, so a trial's first is its best."""

@@ -20,18 +20,21 @@ GRAFANA_HOST, GRAFANA_IFRAME_HOST, PROMETHEUS_HOST = (
 )
 
 
-def variables_for(address: str, environment: Mapping[str, str]) -> dict[str, str]:
+def variables_for(root: str, address: str, environment: Mapping[str, str]) -> dict[str, str]:
     """What Ray's environment must have besides for its dashboard to show the page at `address`.
 
-    Nothing where somebody has named a Grafana: theirs is shown. A Prometheus that was named stays.
+    Nothing where somebody has named a Grafana: theirs is shown. A Prometheus that was named stays. Ray writes what it
+    asks itself into files that all users of the machine can read, so those two are without the token; the third it
+    tells those alone who have its own token.
 
     Args:
-        address: of the page's server, without a slash at its end.
+        root: of the page's server, without a slash at its end.
+        address: what addresses of pages begin with, the token included.
         environment: as it is.
     """
     if GRAFANA_HOST in environment:
         return {}
-    wanted = dict.fromkeys((GRAFANA_HOST, GRAFANA_IFRAME_HOST, PROMETHEUS_HOST), address)
+    wanted = {GRAFANA_HOST: root, GRAFANA_IFRAME_HOST: address, PROMETHEUS_HOST: root}
     return {name: value for name, value in wanted.items() if name not in environment}
 
 

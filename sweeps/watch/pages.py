@@ -12,7 +12,6 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evaluation.scores import ImageScore
-from sweeps.asked import num_planned
 from sweeps.report.page import Verdict, interval_text
 from sweeps.report.pictures import LinkedPictures, Picture
 from sweeps.results.leaderboard import Row
@@ -38,6 +37,8 @@ class Card:
     headline: str = ""
     tone: str = "none"
     num_planned: int = 0
+    num_ended: int = 0
+    is_interrupted: bool = False
     num_by_status: tuple[tuple[str, int], ...] = ()
     base: Row | None = None
     best: Row | None = None
@@ -66,7 +67,6 @@ class Card:
         best = results.champion.row or next(iter(results.best_of_each_trial()), None)
         prompt, before, after = _first_pictures(pictures, results.base, best)
         counts = tuple((status, n) for status in STATUSES if (n := results.num_by_status.get(status)))
-        planned = num_planned(results.config) if results.config else 0
         return cls(
             name=name_text(name),
             address=address,
@@ -74,7 +74,9 @@ class Card:
             written=written,
             headline=verdict.headline,
             tone=verdict.tone,
-            num_planned=max(planned, sum(n for _, n in counts)),
+            num_planned=results.num_planned,
+            num_ended=results.num_ended,
+            is_interrupted=results.is_interrupted,
             num_by_status=counts,
             base=results.base,
             best=best,
@@ -82,11 +84,6 @@ class Card:
             after=after,
             prompt=prompt,
         )
-
-    @property
-    def num_ended(self) -> int:
-        """Trials that need no more work."""
-        return sum(n for status, n in self.num_by_status if status != "running")
 
 
 def _first_pictures(

@@ -40,17 +40,18 @@ class PageServer:
 
     Args:
         runs: what it shows.
-        host: the address of this machine that it listens at. Beyond the machine's own loopback, every address of the
-            page has a random token.
+        host: the address of this machine that it listens at.
         port: None is `PORT`, or a free one where that is taken; 0 is a free one.
+        for_anybody: lets all users of this machine in. Else, and always where it listens beyond the machine's own
+            loopback, every address of the page has a random token.
 
     Raises:
         UserError: it cannot listen there.
     """
 
-    def __init__(self, runs: Runs, host: str = HOST, port: int | None = None) -> None:
+    def __init__(self, runs: Runs, host: str = HOST, port: int | None = None, *, for_anybody: bool = True) -> None:
         where = _resolved(host)
-        token = None if ip_address(where[1]).is_loopback else secrets.token_urlsafe(24)
+        token = None if for_anybody and ip_address(where[1]).is_loopback else secrets.token_urlsafe(24)
         self.runs, self.site = runs, Site(runs, token)
         self._server = _listen(where, host, port, self.site)
         self._thread = threading.Thread(
@@ -63,11 +64,16 @@ class PageServer:
         return int(self._server.server_address[1])
 
     @property
-    def address(self) -> str:
-        """Of the server, without a slash at its end: what Ray's variables ask for."""
+    def root(self) -> str:
+        """Of the server, without a slash at its end; whether it is well can be asked there without the token."""
         host = str(self._server.server_address[0])
         name = socket.gethostname() if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
-        return f"http://{name}:{self.port}{self.site.prefix}"
+        return f"http://{name}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """What all addresses of pages begin with, the token included."""
+        return f"{self.root}{self.site.prefix}"
 
     @property
     def page_address(self) -> str:
@@ -208,16 +214,19 @@ def _listen(where: tuple[socket.AddressFamily, str], host: str, port: int | None
         raise UserError(f"--port {PORT if port is None else port} on {host}: cannot be listened at: {reason}") from None
 
 
-def open_page(path: Path | str, host: str = HOST, port: int | None = None, *, is_run: bool = False) -> PageServer:
+def open_page(
+    path: Path | str, host: str = HOST, port: int | None = None, *, for_anybody: bool = True, is_run: bool = False
+) -> PageServer:
     """Listen for the page of a run folder, or of a folder of runs.
 
     Args:
         path: the folder.
         host: see `PageServer`.
         port: see `PageServer`.
+        for_anybody: see `PageServer`.
         is_run: it is a run's folder, although nothing may lie in it yet.
 
     Raises:
         UserError: it cannot listen there.
     """
-    return PageServer(Runs(Path(path), is_run=is_run), host, port)
+    return PageServer(Runs(Path(path), is_run=is_run), host, port, for_anybody=for_anybody)

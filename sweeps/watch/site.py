@@ -9,8 +9,8 @@
     /card/<kind>/                  a small page for the frames on the Overview of Ray's dashboard
     /api/..., /d/..., /d-solo/...  what Ray's dashboard asks (see `grafana`)
 
-With a token all of it stands below `/t/<token>`, and any other address has nothing. It is read-only, and of a run
-folder nothing is sent but pages made from it and pictures made by it, each written anew.
+With a token all of it stands below `/t/<token>`, and any other address has nothing, `/api/...` excepted. It is
+read-only, and of a run folder nothing is sent but pages made from it and pictures made by it, each written anew.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Site:
         except ValueError:
             return nothing_here()
         if self._token is not None:
-            if segments == ("api", "health"):
-                return grafana.grafana_health()
+            if segments[:1] == ("api",):  # what Ray asks says nothing of a run
+                return self._health(segments, query)
             if segments[:1] != ("t",) or not _is_same("".join(segments[1:2]), self._token):
                 return nothing_here()
             segments = segments[2:] or ("",)
@@ -132,6 +132,13 @@ class Site:
                 return self._to(self._where_something_happens(), theme)
             case ["d-solo", *_]:
                 return self._to(f"/card/{pages.CARDS.get(query.get('panelId', ''), 'other')}/", theme)
+            case ["api", *_]:
+                return self._health(segments, query)
+            case _:
+                return nothing_here()
+
+    def _health(self, segments: Segments, query: Query) -> Response:
+        match segments:
             case ["api", "health"]:
                 return grafana.grafana_health()
             case ["api", "v1", "query"]:

@@ -63,11 +63,13 @@ def test_a_ray_of_its_own_has_the_page_in_its_dashboard(
     run_dir = build_run(tmp_path / "ada", num_trials=1, images_per_prompt=1)
     with ray_session(None, console, run_dir):
         (address,) = re.findall(
-            r"live page (http://127\.0\.0\.1:\d+/run/ada/) \(and in the dashboard's", said_on(console)
+            r"live page (http://127\.0\.0\.1:\d+/t/[\w-]{32}/run/ada/) \(and in the dashboard's", said_on(console)
         )
         assert urllib.request.urlopen(address).status == 200  # noqa: S310 -- the one that it said
     (start,) = started
-    assert {start[name] for name in OURS} == {address.removesuffix("/run/ada/")}
+    with_token = address.removesuffix("/run/ada/")
+    root = with_token.partition("/t/")[0]
+    assert [start[name] for name in OURS] == [root, with_token, root]
     assert not set(OURS) & set(os.environ)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(address)  # noqa: S310
@@ -79,7 +81,7 @@ def test_a_grafana_of_the_users_own_stays_in_the_dashboard(
     """The page is there all the same, at its address."""
     monkeypatch.setenv("RAY_GRAFANA_HOST", "http://grafana")
     with ray_session(None, console, tmp_path / "ada"):
-        assert re.search(r"live page http://127\.0\.0\.1:\d+/run/ada/\n", said_on(console))
+        assert re.search(r"live page http://127\.0\.0\.1:\d+/t/[\w-]{32}/run/ada/\n", said_on(console))
     assert [started[0][name] for name in OURS] == ["http://grafana", None, None]
     assert os.environ["RAY_GRAFANA_HOST"] == "http://grafana"
 

@@ -166,6 +166,7 @@ def test_runs_of_a_folder_stand_side_by_side(browser: Browser, run: GrowingRun, 
         shutil.copytree(whole, run.dir.parent / "another")
         browser.until(lambda: len(browser.all("section.run")) == 2, "the second run")
         assert "4 of" in browser.one("[id='run/another/']").text
+        assert "interrupted" in browser.one("[id='run/ada/']").text  # for nobody drives it
         browser.one("[id='run/another/'] h2 a").click()
         browser.until_plots(NUM_PLOTS)
         browser.one("nav a").click()
