@@ -87,7 +87,7 @@ def until_pictures(browser: Browser) -> None:
     """Return when every picture in sight has come."""
     missing = (
         "return [...document.images].filter((i) => !i.naturalWidth && i.getBoundingClientRect().top < innerHeight"
-        " && i.getBoundingClientRect().bottom > 0 && i.offsetParent).length"
+        " && i.getBoundingClientRect().bottom > 0 && i.checkVisibility()).length"
     )
     browser.until(lambda: browser.run(missing) == 0, "the pictures")
 

@@ -19,7 +19,7 @@ function sortTable(header, descending) {
 
 function showTrial(trial) {
   const rows = [...document.querySelectorAll("tr[data-trial]")].filter((row) => row.dataset.trial === trial);
-  const row = rows.find((row) => row.offsetParent) ?? rows[0];
+  const row = rows.find((row) => row.checkVisibility()) ?? rows[0];
   if (!row) return;
   const details = row.closest("details");
   if (details) details.open = true;
@@ -79,7 +79,7 @@ function enlarge(image) {
 document.addEventListener("keydown", (event) => {
   const forward = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (dialog.open && forward) {
-    const images = [...document.querySelectorAll("main img")].filter((image) => image.offsetParent);
+    const images = [...document.querySelectorAll("main img")].filter((image) => image.checkVisibility());
     const next = images[images.indexOf(enlarged) + forward];
     if (next) enlarge(next);
   } else if (event.key === "Enter" && event.target.matches("main img")) {

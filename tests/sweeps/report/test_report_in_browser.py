@@ -128,6 +128,12 @@ def test_a_click_enlarges_a_picture_and_arrows_go_on(page: Browser) -> None:
     assert "champion" in text.text
     page.one("body").send_keys(Keys.ESCAPE)
     page.until(lambda: not page.all("dialog[open]"), "the end of the dialog")
+    last = page.shown("#pictures img")[-1]  # those of other seeds lie folded up behind it
+    last.click()
+    page.one("body").send_keys(Keys.ARROW_RIGHT)
+    assert "ControlNet renders" in text.text
+    page.one("body").send_keys(Keys.ESCAPE)
+    page.until(lambda: not page.all("dialog[open]"), "the end of the dialog")
     second.send_keys(Keys.ENTER)
     page.one("dialog[open]").click()
     page.until(lambda: not page.all("dialog[open]"), "the end of the dialog")
