@@ -64,6 +64,13 @@ def open_token_file(environment: Mapping[str, str]) -> str | None:
     return f"{path}: other users of this machine may read the cluster's token (mode {mode:04o}); chmod 600 {path}"
 
 
+def where_the_token_is(environment: Mapping[str, str]) -> str:
+    """For whom the dashboard asks for it."""
+    if "RAY_AUTH_TOKEN" in environment:
+        return "in RAY_AUTH_TOKEN"
+    return f"in {_token_file(environment)}"
+
+
 def _ask(place: str, token: str | None, seconds: float) -> grpc.StatusCode:
     with grpc.insecure_channel(place) as channel:
         metadata = (("authorization", f"Bearer {token}"),) if token else ()

@@ -22,7 +22,7 @@ import evaluation
 import sweeps
 import training
 from sweeps.demo import WHEEL_DATA
-from sweeps.execution.ray_token import check_cluster_answers, open_token_file
+from sweeps.execution.ray_token import check_cluster_answers, open_token_file, where_the_token_is
 from sweeps.ledger.folder import RunFolder
 from sweeps.watch.grafana import GRAFANA_HOST, variables_for
 from sweeps.watch.server import PageServer, open_page
@@ -118,7 +118,7 @@ def _asks_for_token() -> bool:
 
 def _say_dashboard(console: Console | None, context: Any) -> None:
     if context.dashboard_url:
-        asks = " (asks for a token: ray get-auth-token)" if _asks_for_token() else ""
+        asks = f" (asks for a token: {where_the_token_is(os.environ)})" if _asks_for_token() else ""
         _say(console, f"dashboard http://{context.dashboard_url}{asks}")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.demo import WHEEL_DATA
 from sweeps.execution import session
-from sweeps.execution.ray_token import check_cluster_answers, open_token_file
+from sweeps.execution.ray_token import check_cluster_answers, open_token_file, where_the_token_is
 from training.errors import UserError
 
 TOKEN = "0123456789abcdef0123456789abcdef"  # noqa: S105 -- of a server that lives as long as a test
@@ -113,6 +113,8 @@ def test_a_token_that_others_may_read_is_named(home: Path) -> None:
     file.chmod(0o644)
     assert re.search(rf"{file}: other users .*0644.*chmod 600 {file}", str(open_token_file({})))
     assert open_token_file({"RAY_AUTH_TOKEN": TOKEN}) is None
+    assert where_the_token_is({}) == f"in {file}"
+    assert where_the_token_is({"RAY_AUTH_TOKEN": TOKEN}) == "in RAY_AUTH_TOKEN"
     file.chmod(0o600)
     assert open_token_file({}) is None
 
