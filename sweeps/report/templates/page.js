@@ -235,18 +235,26 @@ function follow() {
     drawPlots();
   }
 
+  async function ask() {
+    const headers = version ? { "If-None-Match": version } : {};
+    try {
+      return await fetch(main.dataset.follow, { headers, cache: "no-store" });
+    } catch {
+      return null; // the server has ended; what is shown is the last that it said
+    }
+  }
+
   async function look() {
     try {
-      const answer = await fetch(main.dataset.follow, { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-      if (answer.status === 200) {
+      const answer = await ask();
+      main.classList.toggle("is-cut-off", !answer || answer.status >= 400);
+      if (answer?.status === 200) {
         version = answer.headers.get("ETag");
         put(await answer.text());
       }
-      main.classList.toggle("is-cut-off", answer.status >= 400);
-    } catch {
-      main.classList.add("is-cut-off"); // the server has ended; what is shown is the last that it said
+    } finally {
+      setTimeout(look, SECONDS_BETWEEN_LOOKS * 1000);
     }
-    setTimeout(look, SECONDS_BETWEEN_LOOKS * 1000);
   }
   look();
 }

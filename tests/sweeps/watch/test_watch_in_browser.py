@@ -138,12 +138,13 @@ def test_a_page_whose_server_has_ended_keeps_what_it_shows_and_says_so(browser: 
         port = server.port
         browser.open(server.page_address)
         browser.until_plots(NUM_PLOTS)
-    browser.one("main.is-cut-off")
+        assert "live" in browser.one("#topline").text
+    browser.until(lambda: "no answer" in browser.one("#topline").text, "the warning")
     assert (first, "800") in rows_of(browser)
     run.grow(second, 3)
     with served(run.dir, port=port):
         browser.until(lambda: (second, "800") in rows_of(browser), "what was scored meanwhile")
-        browser.until(lambda: not browser.all("main.is-cut-off"), "the end of the warning")
+        browser.until(lambda: "no answer" not in browser.one("#topline").text, "the end of the warning")
 
 
 def test_a_picture_is_enlarged_at_its_full_size(browser: Browser, tmp_path: Path) -> None:
