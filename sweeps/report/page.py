@@ -67,7 +67,7 @@ def render_report(results: Results) -> str:
     content = _content(results, InlinedPictures(results.run_dir))
     scripts = [asset("page.js"), *([asset("plotly.min.js")] if content["figures"] else [])]
     return (
-        _environment()
+        templates_of("sweeps.report")
         .get_template("report.html.j2")
         .render(
             **content,
@@ -91,12 +91,20 @@ def render_live_page(results: Results, assets: str, theme: str | None = None, in
         index: address of the page of all runs, if there is one.
     """
     content = _content(results, LinkedPictures(results.run_dir))
-    return _environment().get_template("live.html.j2").render(**content, assets=assets, theme=theme, index=index)
+    return (
+        templates_of("sweeps.report")
+        .get_template("live.html.j2")
+        .render(**content, assets=assets, theme=theme, index=index)
+    )
 
 
 def render_live_content(results: Results) -> str:
     """What stands inside `<main>` of `render_live_page`."""
-    return _environment().get_template("content.html.j2").render(**_content(results, LinkedPictures(results.run_dir)))
+    return (
+        templates_of("sweeps.report")
+        .get_template("content.html.j2")
+        .render(**_content(results, LinkedPictures(results.run_dir)))
+    )
 
 
 @cache
@@ -119,9 +127,10 @@ def _packed(script: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def templates_of(package: str) -> Environment:
+    """The templates of a package: escaped by default, an unknown name is an error, numbers are written one way."""
     environment = Environment(
-        loader=PackageLoader("sweeps.report", "templates"),
+        loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,14 +9,11 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from evaluation.scores import ImageScore
-from sweeps.report.page import Verdict, interval_text
+from sweeps.report.page import Verdict, templates_of
 from sweeps.report.pictures import LinkedPictures, Picture
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results
-from sweeps.wording import score_text
 from training.names import name_text
 
 STATUSES = ("finished", "stopped", "running", "failed")
@@ -139,20 +136,7 @@ def card_page(kind: str, cards: Sequence[Card], assets: str, base: str, theme: s
 
 def _page(template: str, theme: str | None, **said: object) -> str:
     kept = f"?theme={theme}" if theme else ""
-    return _environment().get_template(template).render(theme=theme, kept=kept, **said)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sweeps.watch", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=score_text, interval=interval_text)
-    return environment
+    return templates_of("sweeps.watch").get_template(template).render(theme=theme, kept=kept, **said)
 
 
 @cache
