@@ -93,9 +93,8 @@ def until_pictures(browser: Browser) -> None:
 
 
 def save(browser: Browser, path: Path) -> None:
-    """A screenshot in few colours, as flat pages need no more: a third of the bytes."""
-    shot = Image.open(io.BytesIO(browser.picture()))
-    shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    """A screenshot."""
+    Image.open(io.BytesIO(browser.picture())).convert("RGB").save(path, optimize=True)
     print(path)
 
 
