@@ -10,7 +10,7 @@ thousand trials stays a few traces.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -25,8 +25,8 @@ METHOD_NAMES = {"lora": "LoRA", "dreambooth": "full DreamBooth", "base": "base m
 COLOURS = {method: f"var(--{method})" for method in METHOD_NAMES}
 MARKERS = {"lora": "circle", "dreambooth": "square", "base": "diamond"}
 MUTED, LINE, PAPER, CHAMPION, SHADE = (f"var(--{name})" for name in ("muted", "line", "paper", "champion", "shade"))
-LAYERS = (("lora", False), ("dreambooth", False), ("lora", True), ("dreambooth", True))
-"""Lines of a method, and whether the champion's: that one is drawn on top."""
+LINE_STYLES = {"faint": (0.8, 0.18), "plain": (1.4, 0.6), "champion": (3.0, 1.0)}
+"""Width in pixels and opacity of a trial's line, from the bottom to the top."""
 FACE_LABEL = "face similarity"
 PROMPT_LABEL = "prompt alignment"
 MIN_SPAN = 0.05
@@ -62,38 +62,42 @@ def trade_off(rows: Sequence[Row], limit: float | None) -> Figure:
         layout["annotations"].append(
             _note("prompt alignment too low for the rule", edge, 0, yref="paper", xanchor="right", yanchor="bottom")
         )
-    winner = next((row for row in rows if row.champion), None)
-    for row, bold in ((base, False), (winner, True)):
-        if row:
-            text = f"<b>champion: {escape(short_label(row))}</b>" if bold else METHOD_NAMES["base"]
-            on_left = (row.prompt_alignment - low) / (high - low) > 0.5
-            layout["annotations"].append(
-                _note(text, row.prompt_alignment, row.face_similarity, xanchor="right" if on_left else "left")
-                | {
-                    "yanchor": "bottom" if bold else "top",
-                    "xshift": -12 if on_left else 12,
-                    "yshift": 14 if bold else -4,
-                }
-                | {"font": {"size": 12, "color": "var(--ink)"}}
-            )
+    if base:
+        on_left = (base.prompt_alignment - low) / (high - low) > 0.5
+        place = {"xanchor": "right", "xshift": -12} if on_left else {"xanchor": "left", "xshift": 12}
+        note = _note(METHOD_NAMES["base"], base.prompt_alignment, base.face_similarity, yanchor="top", yshift=-4)
+        layout["annotations"].append(note | place | STRONG_TEXT)
+    if winner := next((row for row in rows if row.champion), None):
+        on_left = (winner.prompt_alignment - low) / (high - low) > 0.5
+        text = f"<b>champion: {escape(short_label(winner))}</b>"
+        arrow = {"showarrow": True, "arrowhead": 0, "arrowcolor": CHAMPION, "standoff": 10, "bgcolor": PAPER}
+        place = {"ax": -40 if on_left else 40, "ay": -34, "xanchor": "right" if on_left else "left"}
+        note = _note(text, winner.prompt_alignment, winner.face_similarity, opacity=0.9)
+        layout["annotations"].append(note | arrow | place | STRONG_TEXT)
     return figure
 
 
-def score_over_steps(rows: Sequence[Row], label: str, limit: float | None = None) -> Figure:
+def score_over_steps(rows: Sequence[Row], label: str, best: Sequence[Row], limit: float | None = None) -> Figure:
     """One score of every trial over its training steps, from the base model at step 0.
 
     Args:
         rows: every checkpoint.
         label: `FACE_LABEL` or `PROMPT_LABEL`.
+        best: of the trials that stand out; the others are drawn faintly, or hundreds of them would be one block.
         limit: the rule's lowest prompt alignment, drawn where it lies among the curves.
     """
-    base = base_row(rows)
-    series = [[*([base] if base else []), *trial] for trial in _by_trial(rows)]
+    base, outstanding = base_row(rows), {row.trial for row in best}
+    series = {trial[0].trial: trial for trial in _by_trial(rows)}
+    champion = next((row.trial for row in rows if row.champion), None)
+    styles = {trial: _line_style(trial, champion, outstanding) for trial in series}
     traces = []
-    for method, wins in LAYERS:
-        drawn = [t for t in series if t[-1].method == method and wins == any(row.champion for row in t)]
-        points = [(row, row and row.step, row and _score(row, label)) for trial in drawn for row in [*trial, None]]
-        traces += _lines(method, points, thick=wins)
+    for style, method, drawn in _layers({trial: points[-1].method for trial, points in series.items()}, styles):
+        lines = [[*([base] if base else []), *series[trial], None] for trial in drawn]
+        points = [(row, row and row.step, row and _score(row, label)) for line in lines for row in line]
+        width, opacity = LINE_STYLES[style]
+        look = {"line": {"color": COLOURS[method], "width": width}, "opacity": opacity}
+        marker = {"symbol": MARKERS[method], "size": 4 + width}
+        traces.append(_trace(points, "lines+markers") | look | {"marker": marker})
     traces += _ring([(row, row.step, _score(row, label)) for row in rows if row.champion])
     figure = _figure(traces, "training step", label)
     low, high = _span(_score(row, label) for row in rows)
@@ -156,25 +160,24 @@ def training_curve(
     """
     traces: list[Figure] = []
     known: set[float] = set()
-    for method, wins in LAYERS:
-        drawn = [trial for trial in curves if methods[trial] == method and wins == (trial == champion)]
+    styles = {trial: _line_style(trial, champion, curves) for trial in curves}
+    for style, method, drawn in _layers({trial: methods[trial] for trial in curves}, styles):
         points = [(trial, point) for trial in drawn for point in [*curves[trial], None]]
-        if points:
-            values = [
-                (getattr(point, field) or None) if point else None for _, point in points
-            ]  # a log axis has no place for 0
-            known.update(value for value in values if value)
-            steps = [point.last_step if point else None for _, point in points]
-            traces.append(
-                _line([*zip(steps, values, strict=True)], COLOURS[method], 2.8 if wins else 1.3)
-                | {
-                    "opacity": 1 if wins else 0.55,
-                    "customdata": [trial for trial, _ in points],
-                    "text": [f"<b>{escape(t)}</b><br>{escape(p.steps_text)}" if p else "" for t, p in points],
-                    "hoverinfo": "all",
-                    "hovertemplate": f"%{{text}}<br>{label} %{{y:.4g}}<extra></extra>",
-                }
-            )
+        # a logarithmic axis has no place for 0
+        values = [(getattr(point, field) or None) if point else None for _, point in points]
+        known.update(value for value in values if value)
+        steps = [point.last_step if point else None for _, point in points]
+        width, opacity = LINE_STYLES[style]
+        traces.append(
+            _line([*zip(steps, values, strict=True)], COLOURS[method], width)
+            | {
+                "opacity": opacity,
+                "customdata": [trial for trial, _ in points],
+                "text": [f"<b>{escape(t)}</b><br>{escape(p.steps_text)}" if p else "" for t, p in points],
+                "hoverinfo": "all",
+                "hovertemplate": f"%{{text}}<br>{label} %{{y:.4g}}<extra></extra>",
+            }
+        )
     figure = _figure(traces, "training step", label)
     ticks = _log_ticks(sorted(known))
     figure["layout"]["yaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
@@ -184,6 +187,7 @@ def training_curve(
 # --- parts --------------------------------------------------------------------------------------------------------
 
 Point = tuple[float | None, float | None]
+STRONG_TEXT: Figure = {"font": {"size": 12, "color": "var(--ink)"}}
 
 
 def _figure(traces: list[Figure], x_title: str, y_title: str, height: int = 340) -> Figure:
@@ -192,7 +196,7 @@ def _figure(traces: list[Figure], x_title: str, y_title: str, height: int = 340)
         "data": traces,
         "layout": {
             "height": height,
-            "margin": {"l": 52, "r": 12, "t": 14, "b": 44},
+            "margin": {"l": 52, "r": 12, "t": 34, "b": 44},
             "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}},
             "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
             "shapes": [],
@@ -252,12 +256,17 @@ def _ring(drawn: Sequence[tuple[Row, float | None, float | None]]) -> list[Figur
     return [_trace(drawn, "markers") | {"marker": marker, "hoverinfo": "skip", "hovertemplate": None}]
 
 
-def _lines(method: str, drawn: Sequence[tuple[Row | None, Any, Any]], *, thick: bool) -> list[Figure]:
-    if not drawn:
-        return []
-    marker = {"symbol": MARKERS[method], "size": 7 if thick else 5}
-    style = {"color": COLOURS[method], "width": 3 if thick else 1.4}
-    return [_trace(drawn, "lines+markers") | {"line": style, "marker": marker, "opacity": 1 if thick else 0.55}]
+def _line_style(trial: str, champion: str | None, outstanding: Container[str]) -> str:
+    return "champion" if trial == champion else "plain" if trial in outstanding else "faint"
+
+
+def _layers(methods: Mapping[str, str], styles: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Style, method and the trials that share both, from the bottom to the top; each is one trace."""
+    for style in LINE_STYLES:
+        for method in ("lora", "dreambooth"):
+            drawn = [trial for trial in methods if (methods[trial], styles[trial]) == (method, style)]
+            if drawn:
+                yield style, method, drawn
 
 
 def _line(points: Sequence[Point], colour: str, width: float) -> Figure:

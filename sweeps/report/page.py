@@ -214,8 +214,8 @@ def _figures(
         rows, limit = results.present_rows, results.rule.limit
         drawn = {
             "trade-off": figures.trade_off(rows, limit),
-            "face-over-steps": figures.score_over_steps(rows, figures.FACE_LABEL),
-            "prompt-over-steps": figures.score_over_steps(rows, figures.PROMPT_LABEL, limit),
+            "face-over-steps": figures.score_over_steps(rows, figures.FACE_LABEL, best[:MAX_CURVES]),
+            "prompt-over-steps": figures.score_over_steps(rows, figures.PROMPT_LABEL, best[:MAX_CURVES], limit),
             "by-rank": figures.likeness_by_rank(rows, best),
             "by-learning-rate": figures.likeness_by_learning_rate(rows, best),
         }

@@ -17,6 +17,7 @@ import pytest
 
 from sweeps.report.figures import (
     FACE_LABEL,
+    LINE_STYLES,
     PROMPT_LABEL,
     Figure,
     likeness_by_learning_rate,
@@ -43,8 +44,8 @@ def figures_of(results: Results) -> dict[str, Figure]:
     assert results.champion.row is not None
     return {
         "trade_off": trade_off(rows, limit),
-        "face": score_over_steps(rows, FACE_LABEL),
-        "prompt": score_over_steps(rows, PROMPT_LABEL, limit),
+        "face": score_over_steps(rows, FACE_LABEL, best),
+        "prompt": score_over_steps(rows, PROMPT_LABEL, best, limit),
         "rank": likeness_by_rank(rows, best),
         "rate": likeness_by_learning_rate(rows, best),
         "loss": training_curve(curves, methods, results.champion.row.trial, "loss", "loss"),
@@ -88,6 +89,23 @@ def test_no_line_leads_from_one_trial_to_another(results: Results) -> None:
                 if x is not None and next_x is not None:
                     assert x < next_x
                     assert next_trial == trial or trial == "base"
+
+
+def test_of_many_trials_the_best_stand_out(results: Results) -> None:
+    """The champion's line is on top, then theirs; every other is there all the same."""
+    best = results.best_of_each_trial()
+    traces = score_over_steps(results.rows, FACE_LABEL, best[:3])["data"]
+    by_opacity = {
+        opacity: {trial for trace in traces if trace.get("opacity") == opacity for trial in trace["customdata"]}
+        - {"", "base"}
+        for _, opacity in LINE_STYLES.values()
+    }
+    assert [*by_opacity.values()] == [
+        {row.trial for row in best[3:]},
+        {row.trial for row in best[1:3]},
+        {best[0].trial},
+    ]
+    assert [trace.get("opacity", 1) for trace in traces] == sorted(trace.get("opacity", 1) for trace in traces)
 
 
 def test_intervals_are_drawn_of_each_trials_best(results: Results) -> None:
