@@ -153,7 +153,7 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
     results = _read(run_dir)
     _print_leaderboard(results, top=10)
     _say(f"report    {report_path}")
-    _say(f"look at it as a page that follows the run with: dreamsweep watch {run_dir}")
+    _say(f"look at it in a browser with: dreamsweep watch {run_dir}")
     missing = _what_is_missing(results)
     if missing:
         _complain(missing)
