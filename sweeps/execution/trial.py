@@ -133,8 +133,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if not self._record.is_over:
             try:
                 self._score_next_or_fail()
-            except Exception as error:  # the text of which may name files of the user's
-                self._log(f"failed on this machine: {type(error).__name__}; {TRACEBACK_FILE} in its folder says more")
+            except Exception as error:  # whatever it is: it is noted and goes on its way
+                kind = type(error).__name__  # not its text, which may name files of the user's
+                self._log(f"failed on this machine: {kind}; {TRACEBACK_FILE} in its folder says more")
                 raise
         return report_of(self._record, self._rule)
 

@@ -130,7 +130,7 @@ def likeness_by_rank(rows: Sequence[Row], best: Sequence[Row]) -> Figure:
 
 
 def likeness_by_learning_rate(rows: Sequence[Row], best: Sequence[Row]) -> Figure:
-    """Face similarity against learning rate, as `likeness_by_rank`; a trial without one (Prodigy's) is not in it."""
+    """Face similarity against learning rate, as `likeness_by_rank`."""
     trained = [row for row in rows if not row.is_base and row.learning_rate]
     at = [(row.learning_rate or 0.0, row.face_similarity) for row in trained]
     figure = _by_setting(rows, trained, at, best, "learning rate")

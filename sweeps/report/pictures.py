@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 from PIL import Image
@@ -43,86 +43,68 @@ class Picture:
     """The same for a look from near by."""
 
 
-class Pictures(Protocol):
-    """How a page comes by its pictures."""
+class Pictures(ABC):
+    """How a page comes by its pictures.
+
+    Args:
+        run_dir: nothing outside it is shown, whatever a path in trial.json says.
+    """
 
     max_grid_trials: int
     """Trials that stand side by side."""
-    num_left_out: int
-    """Pictures that are there and found no room."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = RunFolder(run_dir)
+        self.num_left_out = 0
+        """Pictures that are there and found no room."""
 
     def of_row(self, row: Row, image: ImageScore) -> Picture | None:
         """One picture of a checkpoint; None where it is missing, broken or without room."""
+        return None if row.images is None else self._show(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
 
     def sheet(self, path: Path) -> Picture | None:
         """A sheet of renders."""
+        return self._show(self._folder.relative(path), SHEET_SIDE)
+
+    def _show(self, relative: str, side: int) -> Picture | None:
+        path = picture_file(self._folder, relative)
+        return None if path is None else self._picture(path, relative, side)
+
+    @abstractmethod
+    def _picture(self, path: Path, relative: str, side: int) -> Picture | None:
+        """The file at a path of the run folder, its longer side at most `side` pixels."""
 
 
-class InlinedPictures:
-    """Inside the page as data addresses, reduced, until the page's budget is spent.
-
-    Args:
-        run_dir: nothing outside it is read, whatever a path in trial.json says.
-    """
+class InlinedPictures(Pictures):
+    """Inside the page as data addresses, reduced, until the page's budget is spent."""
 
     max_grid_trials = 8
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = RunFolder(run_dir)
-        self.num_bytes = 0
-        self.num_left_out = 0
+        super().__init__(run_dir)
+        self._num_bytes = 0
         self._known: dict[tuple[Path, int], Picture | None] = {}
 
-    def of_row(self, row: Row, image: ImageScore) -> Picture | None:
-        """One picture of a checkpoint; None where it is missing, broken or over the budget."""
-        return None if row.images is None else self._inline(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
-
-    def sheet(self, path: Path) -> Picture | None:
-        """A sheet of renders."""
-        return self._inline(self._folder.relative(path), SHEET_SIDE)
-
-    def _inline(self, relative: str, side: int) -> Picture | None:
-        path = picture_file(self._folder, relative)
-        if path is None:
-            return None
+    def _picture(self, path: Path, relative: str, side: int) -> Picture | None:  # noqa: ARG002 -- by its content
         if (path, side) not in self._known:
             self._known[path, side] = self._read(path, side)
         return self._known[path, side]
 
     def _read(self, path: Path, side: int) -> Picture | None:
-        if self.num_bytes >= PICTURE_BUDGET_BYTES:
+        if self._num_bytes >= PICTURE_BUDGET_BYTES:
             self.num_left_out += 1
             return None
         uri = data_uri(path, side)
-        self.num_bytes += len(uri or "")
+        self._num_bytes += len(uri or "")
         return Picture(uri, uri) if uri else None
 
 
-class LinkedPictures:
-    """By their addresses on the server that sends the page: `picture/<path in the run folder>?side=<pixels>`.
-
-    Args:
-        run_dir: whose pictures; a path in trial.json that leaves it has no address.
-    """
+class LinkedPictures(Pictures):
+    """By their addresses on the server that sends the page: `picture/<path in the run folder>?side=<pixels>`."""
 
     max_grid_trials = 24
-    num_left_out = 0
 
-    def __init__(self, run_dir: Path) -> None:
-        self._folder = RunFolder(run_dir)
-
-    def of_row(self, row: Row, image: ImageScore) -> Picture | None:
-        """One picture of a checkpoint; None where it is missing."""
-        return None if row.images is None else self._link(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
-
-    def sheet(self, path: Path) -> Picture | None:
-        """A sheet of renders."""
-        return self._link(self._folder.relative(path), SHEET_SIDE)
-
-    def _link(self, relative: str, side: int) -> Picture | None:
-        path = picture_file(self._folder, relative)
-        if path is None:
-            return None
+    def _picture(self, path: Path, relative: str, side: int) -> Picture | None:
         stat = path.stat()
         version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # a picture made again has another address
         address = f"picture/{quote(relative, errors='surrogateescape')}?v={version}"

@@ -77,18 +77,25 @@ def test_a_point_says_what_it_is_and_leads_to_its_trial(page: Browser, run_dir: 
     said = page.one("#plot-trade-off .hoverlayer .hovertext").text
     for part in (champion.trial, f"{champion.face_similarity:.3f}", f"{champion.prompt_alignment:.3f}"):
         assert part in said
-    page.run(
-        "document.getElementById('plot-trade-off').emit('plotly_click', {points: [{customdata: arguments[0]}]})",
-        champion.trial,
-    )
+    click(page, "plot-trade-off", champion.trial)
     row = page.one("#leaderboard > .scroll tr.is-target")
     assert row.get_attribute("data-trial") == champion.trial
-    page.until(
-        lambda: page.run(
-            "const r = arguments[0].getBoundingClientRect(); return r.top > 0 && r.bottom < innerHeight", row
-        ),
-        "the row",
-    )
+    in_sight = "const r = arguments[0].getBoundingClientRect(); return r.top > 0 && r.bottom < innerHeight"
+    page.until(lambda: page.run(in_sight, row), "the row")
+
+
+def test_a_trial_without_a_score_is_found_as_well(page: Browser, run_dir: Path) -> None:
+    """From its learning curve to why it failed."""
+    (failed,) = [trial.trial for trial in read_results(run_dir).trials if trial.status == "failed"]
+    assert failed in page.run("return document.getElementById('plot-loss').data.flatMap((t) => t.customdata)")
+    click(page, "plot-loss", failed)
+    assert page.one("#failures tr.is-target").get_attribute("data-trial") == failed
+
+
+def click(page: Browser, plot: str, trial: str) -> None:
+    """As plotly says it of a point of this trial."""
+    script = "document.getElementById(arguments[0]).emit('plotly_click', {points: [{customdata: arguments[1]}]})"
+    page.run(script, plot, trial)
 
 
 def test_the_slider_shows_every_trial_at_its_step(page: Browser) -> None:
