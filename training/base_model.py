@@ -198,7 +198,7 @@ def _check_index(index_file: Path, name: str) -> None:
     for part, classes in _part_classes().items():
         entry = index.get(part)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if named is None:
+        if not isinstance(named, str):
             raise UserError(f"{index_file} names no {part}; {NEEDED}")
         if named not in classes:
             raise UserError(f"{index_file}: {part} must be {' or '.join(sorted(classes))}, got {named}")

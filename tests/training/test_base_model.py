@@ -501,6 +501,21 @@ def test_no_value_in_a_config_makes_more_than_a_refusal(data: st.DataObject, val
         file.write_text(before)
 
 
+@pytest.mark.parametrize("value", [[], {}, [None, []], [[], {}], [1, 2], ["diffusers", {}], 1, True, "", "x\x00"])
+def test_no_awkward_value_makes_more_than_a_refusal(value: object, demo_base: Path) -> None:
+    """In every field of every config, one after the other."""
+    for file in [*sorted(demo_base.rglob("*config.json")), demo_base / "model_index.json"]:
+        before = file.read_text()
+        for field in json.loads(before):
+            edit(file, **{field: value})
+            try:
+                check_base_model(str(demo_base))
+            except UserError as error:
+                assert str(demo_base) in str(error)  # noqa: PT017 -- passing is right too
+            finally:
+                file.write_text(before)
+
+
 CHANGES: dict[str, tuple[str, dict[str, object], str]] = {
     "sdxl": ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "a Stable Diffusion XL model"),
     "two encoders": ("model_index.json", {"text_encoder_2": ["transformers", "X"]}, "a model with two text encoders"),
