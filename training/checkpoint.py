@@ -67,7 +67,7 @@ def save_checkpoint(
         base_model: what it was trained from.
         training_state: nested dicts and lists of tensors and plain values, which `load_training_state` gives back.
     """
-    folder = out_dir / f"checkpoint-{step}"
+    folder = checkpoint_dir(out_dir, step)
     with whole_folder(folder) as part:
         save_weights(config, weights, part)
         record = {"method": config.method, "step": step, "base_model": base_model, "config": config.model_dump()}
@@ -75,6 +75,11 @@ def save_checkpoint(
         _save_tree(training_state, part / STATE_FILE)
         write_manifest(part)
     return Checkpoint(folder, config.method, step, base_model, config)
+
+
+def checkpoint_dir(out_dir: Path, step: int) -> Path:
+    """Where a trial's checkpoint of a step lies."""
+    return out_dir / f"checkpoint-{step}"
 
 
 def drop_older_states(checkpoint: Checkpoint) -> None:

@@ -6,10 +6,10 @@
     loss = micro_step_loss(run, prediction, inputs)     .backward() is the caller's too
     gradient_norm = apply_gradients(run)                once the gradients of all micro-steps have been added up
 
-Whoever trains one run, several in one forward pass, or one in several processes, takes these same steps; gradients may
-be averaged over processes between the last backward pass and `apply_gradients`. Precision, accumulation and clipping
-are those of diffusers' scripts, which leave them to accelerate; here they are the run's own, so that several trainings
-in a process have nothing to meet in.
+Whoever trains one run, several in one forward pass, or one in several processes, takes these same steps; a process
+that has a `Share` of a run is given its rows of every batch, and its gradients are averaged with the others' before the
+update (`training.data_parallel`). Precision, accumulation and clipping are those of diffusers' scripts, which leave
+them to accelerate; here they are the run's own, so that several trainings in a process have nothing to meet in.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from training.batches import PromptEncoder, Stream, draw_batch, seed_at
 from training.checkpoint import Checkpoint, load_training_state
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
+from training.data_parallel import ALONE, Share, average_gradients, drop_by_row, rows_of
 from training.dataset import Dataset
 from training.loss import dreambooth_loss, prediction_target
 from training.methods import TrainedModules, copy_for_training, trainable
@@ -54,6 +55,22 @@ class TrainingRun:
     """Keeps fp16's gradients from vanishing; in other precisions it does nothing."""
     step: int = 0
     """Optimizer steps taken."""
+    share: Share = ALONE
+    """Which rows of every batch are this process's."""
+
+    @property
+    def rows(self) -> list[int]:
+        """This process's rows of a whole batch."""
+        return rows_of(self.share, self.config.train_batch_size, self._num_parts)
+
+    @property
+    def whole_batch_size(self) -> int:
+        """Rows of a batch, those of all processes together."""
+        return self.config.train_batch_size * self._num_parts
+
+    @property
+    def _num_parts(self) -> int:
+        return 2 if self.config.with_prior_preservation else 1
 
     @property
     def micro_steps(self) -> range:
@@ -88,9 +105,15 @@ class TrainingRun:
 
 
 def start_run(
-    config: LoraConfig | DreamBoothConfig, dataset: Dataset, device: torch.device, resume_from: Checkpoint | None = None
+    config: LoraConfig | DreamBoothConfig,
+    dataset: Dataset,
+    device: torch.device,
+    resume_from: Checkpoint | None = None,
+    share: Share = ALONE,
 ) -> TrainingRun:
     """A run before its first step, or as it was when the checkpoint was written.
+
+    Processes that share a run start it equally; nothing has to be sent from one to the others.
 
     Raises:
         UserError: the base model cannot be had, or the checkpoint is not one to go on from.
@@ -116,7 +139,10 @@ def start_run(
             power=config.lr_power,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16"),
+        share=share,
     )
+    if not share.is_whole:
+        drop_by_row(modules.unet, run.rows, run.whole_batch_size)
     if resume_from is not None:
         run.load_training_state(load_training_state(resume_from), resume_from.step)
     return run
@@ -126,7 +152,8 @@ def start_run(
 class MicroStepInputs:
     """What one forward pass is about, on the run's device.
 
-    B pictures, or with prior preservation 2B: B of the subject, then B of the class.
+    B pictures, or with prior preservation 2B: B of the subject, then B of the class; B is the process's own part of
+    `train_batch_size`.
     """
 
     noisy_latents: Tensor
@@ -140,15 +167,20 @@ class MicroStepInputs:
 
 
 def micro_step_inputs(run: TrainingRun, micro_step: int) -> MicroStepInputs:
-    """The whole batch number `micro_step` (from 0) of a run; the UNet is not asked.
+    """The process's rows of batch number `micro_step` (from 0) of a run; the UNet is not asked.
 
-    A text encoder that trains is: where there is dropout, call it under `dropout_at`.
+    A text encoder that trains is: where there is dropout, call it under `dropout_at`. It reads the whole batch in every
+    process, so that its dropout is the whole batch's; beside the UNet that costs little.
     """
     batch = draw_batch(run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps)
-    noise, timesteps = batch.noise.to(run.device), batch.timesteps.to(run.device)
-    latents = (batch.latents * run.latent_scale).to(run.device)
+    rows = run.rows
+    noise, timesteps = batch.noise[rows].to(run.device), batch.timesteps[rows].to(run.device)
+    latents = (batch.latents[rows] * run.latent_scale).to(run.device)
     with run.autocast():
-        conditioning = run.encode_prompts(batch.prompts)
+        if run.modules.text_encoder is None:
+            conditioning = run.encode_prompts([batch.prompts[row] for row in rows])
+        else:
+            conditioning = run.encode_prompts(batch.prompts)[rows]
     return MicroStepInputs(
         noisy_latents=run.noise_schedule.add_noise(latents, noise, timesteps),
         timesteps=timesteps,
@@ -191,13 +223,16 @@ def micro_step_loss(run: TrainingRun, prediction: Tensor, inputs: MicroStepInput
 def apply_gradients(run: TrainingRun) -> Tensor:
     """Take the optimizer step that the added up gradients ask for, then forget them.
 
+    Processes that share the run average their gradients first: all of them must call it.
+
     Where an fp16 gradient has overflowed, no weight changes and the schedule stays where it is; the scale falls.
 
     Returns:
         Norm [] of all gradients together, before clipping; not finite where one has overflowed.
     """
-    run.scaler.unscale_(run.optimizer)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    average_gradients(run.share, parameters)
+    run.scaler.unscale_(run.optimizer)
     gradient_norm = clip_grad_norm_(parameters, run.config.max_grad_norm)
     scale = run.scaler.get_scale()
     run.scaler.step(run.optimizer)

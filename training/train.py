@@ -12,15 +12,17 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.checkpoint import Checkpoint, drop_older_states, save_checkpoint
+from training.checkpoint import Checkpoint, checkpoint_dir, drop_older_states, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
+from training.data_parallel import ALONE, Share, mean_over_processes
 from training.dataset import Dataset
 from training.errors import DivergedError, UserError
 from training.files import remove_parts
@@ -33,6 +35,10 @@ class NonFiniteLoss(DivergedError):  # noqa: N818 - it names what happened
     """Training ran away: the loss or a weight is infinite or not a number."""
 
 
+class TrainingStopped(Exception):  # noqa: N818 - it names what happened
+    """The caller asked for it; the last step that was taken is in a checkpoint."""
+
+
 def train(
     config: LoraConfig | DreamBoothConfig,
     dataset: Dataset,
@@ -42,12 +48,18 @@ def train(
     out_dir: str | Path,
     device: torch.device | str | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    share: Share = ALONE,
 ) -> Iterator[Checkpoint]:
     """Train, and yield a checkpoint at each of `scoring_steps(at_steps, config.max_train_steps)`.
 
     Between two checkpoints nothing runs: a caller that has seen enough closes the generator, which frees the memory.
     A checkpoint has been taken when the caller asks for the next: until then the one before can be gone on from too.
     Several generators may take turns in one process.
+
+    Several processes may share one training, each on a device of its own and in one process group: they give the same
+    arguments but for their `share` and are given equal checkpoints, which the first of them writes. The checkpoint is
+    whole when all have been given it.
 
     Args:
         config: one trial's hyperparameters.
@@ -57,18 +69,27 @@ def train(
         out_dir: the parent folder of the checkpoints and of `stats.jsonl` (see `read_stats`).
         device: default: the GPU where there is one.
         on_step: called with (step, loss) after every optimizer step.
+        should_stop: asked after every optimizer step; at its first True a checkpoint of that step is written.
+        share: this process's, of every batch.
 
     Raises:
         UserError: the machine or the dataset lacks what the config asks for, or `resume_from` is of another config.
         NonFiniteLoss: from the generator, when training runs away.
+        TrainingStopped: from the generator, once the checkpoint that `should_stop` asked for is written.
         OSError: from the generator, when `out_dir` has gone or its disk is full.
     """
     device = choose_device(device)
     check_training(config, device)
     _check_dataset(config, dataset)
+    if config.train_batch_size % share.world_size:
+        raise UserError(
+            f"train_batch_size: must be divisible by the {share.world_size} processes that share it, "
+            f"got {config.train_batch_size}"
+        )
     if resume_from is not None:
         _check_resume(config, resume_from)
-    return _checkpoints(config, dataset, at_steps, resume_from, Path(out_dir), device, on_step)
+    watcher = _Watcher(on_step or (lambda _step, _loss: None), should_stop or (lambda: False))
+    return _checkpoints(config, dataset, at_steps, resume_from, Path(out_dir), device, share, watcher)
 
 
 def check_training(config: TrainConfig, device: torch.device | str | None = None) -> None:
@@ -86,6 +107,14 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
         raise UserError("use_8bit_adam: needs bitsandbytes, which is not installed: pip install 'dreamsweep[adam8bit]'")
 
 
+@dataclass(frozen=True)
+class _Watcher:
+    """Who follows a training."""
+
+    on_step: Callable[[int, float], None]
+    should_stop: Callable[[], bool]
+
+
 def _checkpoints(
     config: LoraConfig | DreamBoothConfig,
     dataset: Dataset,
@@ -93,20 +122,24 @@ def _checkpoints(
     resume_from: Checkpoint | None,
     out_dir: Path,
     device: torch.device,
-    on_step: Callable[[int, float], None] | None,
+    share: Share,
+    watcher: _Watcher,
 ) -> Iterator[Checkpoint]:
-    out_dir.mkdir(parents=True, exist_ok=True)
-    remove_parts(out_dir)
-    run = start_run(config, dataset, device, resume_from)
+    if share.is_first:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        remove_parts(out_dir)
+    run = start_run(config, dataset, device, resume_from, share)
     try:
-        with closing(StatsWriter(out_dir / STATS_FILE, run.step)) as stats:
+        with closing(StatsWriter(out_dir / STATS_FILE, run.step)) if share.is_first else nullcontext() as stats:
             for step in scoring_steps(at_steps, config.max_train_steps):
                 if step > run.step:
-                    _advance(run, step, stats, on_step)
-                    stats.sync()  # first, so that no checkpoint is there without its steps
-                    checkpoint = _save(run, out_dir)
+                    _advance(run, step, stats, watcher)
+                    checkpoint = _checkpoint(run, out_dir, stats)
+                    if run.step < step:
+                        raise TrainingStopped(f"as asked, at step {run.step}")
                     yield checkpoint
-                    drop_older_states(checkpoint)  # only now: it may have been damaged before anybody had scored it
+                    if share.is_first:  # only now: it may have been damaged before anybody had scored it
+                        drop_older_states(checkpoint)
     finally:
         del run
         gc.collect()
@@ -114,20 +147,23 @@ def _checkpoints(
             torch.cuda.empty_cache()
 
 
-def _advance(run: TrainingRun, to_step: int, stats: StatsWriter, on_step: Callable[[int, float], None] | None) -> None:
-    """Take optimizer steps until `to_step`, and write each down."""
+def _advance(run: TrainingRun, to_step: int, stats: StatsWriter | None, watcher: _Watcher) -> None:
+    """Take optimizer steps until `to_step`, or until told to stop, and write each down."""
     while run.step < to_step:
         taken = _take_step(run)
-        stats.append(taken)
-        if on_step:
-            on_step(taken.step, taken.loss)
+        if stats is not None:
+            stats.append(taken)
+        watcher.on_step(taken.step, taken.loss)
+        if watcher.should_stop():
+            return
 
 
 def _take_step(run: TrainingRun) -> StepStats:
     start, learning_rate = time.perf_counter(), run.learning_rate
     losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
     gradient_norm = apply_gradients(run).item()  # but for fp16's scale the first read: so far the host ran ahead
-    loss = sum(loss.item() for loss in losses) / len(losses)
+    own_loss = sum(loss.item() for loss in losses) / len(losses)
+    loss = mean_over_processes(run.share, own_loss, run.device)
     if not math.isfinite(loss):
         raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
     on_gpu = run.device.type == "cuda"
@@ -152,12 +188,17 @@ def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
     return loss.detach()
 
 
-def _save(run: TrainingRun, out_dir: Path) -> Checkpoint:
+def _checkpoint(run: TrainingRun, out_dir: Path, stats: StatsWriter | None) -> Checkpoint:
+    """What the run has come to: written by the process that has the stats, and the same in all."""
     if not torch.stack([parameter.isfinite().all() for parameter in run.modules.parameters()]).all():
         raise NonFiniteLoss(f"training ran away: weights that are no numbers at step {run.step}; lower learning_rate")
+    base_model = run.dataset.base_model
+    if stats is None:
+        return Checkpoint(checkpoint_dir(out_dir, run.step), run.config.method, run.step, base_model, run.config)
+    stats.sync()  # first, so that no checkpoint is there without its steps
     if not out_dir.is_dir():  # a folder that was taken away is not made anew: nobody would look there
         raise FileNotFoundError(errno.ENOENT, "the folder of the checkpoints is gone", str(out_dir))
-    return save_checkpoint(out_dir, run.config, run.modules, run.step, run.dataset.base_model, run.training_state())
+    return save_checkpoint(out_dir, run.config, run.modules, run.step, base_model, run.training_state())
 
 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:
