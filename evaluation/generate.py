@@ -18,6 +18,7 @@ from training.errors import UserError
 from training.files import whole_file
 from training.finite_pictures import run_pipeline
 from training.pictures import read_picture
+from training.share import ALONE, Share
 
 SAMPLER_NAMES = {"ddim": "DDIM", "dpmsolver++": "DPM++ 2M"}
 """Names in the generation parameters of picture files, as AUTOMATIC1111's web UI spells them."""
@@ -40,8 +41,10 @@ class GeneratedImage:
         return _file_name(self.prompt_index, self.seed)
 
 
-def generate(pipeline: StableDiffusionPipeline, config: EvaluationConfig) -> Iterator[GeneratedImage]:
-    """Pictures of every prompt and seed of the config, prompt by prompt, in batches.
+def generate(
+    pipeline: StableDiffusionPipeline, config: EvaluationConfig, share: Share = ALONE
+) -> Iterator[GeneratedImage]:
+    """Pictures of every prompt and seed of the config, prompt by prompt, in batches; or a process's share of them.
 
     Picture i of every prompt starts from the noise of seed `config.seed + i`: drawn in float32 on the CPU for each
     picture by itself, it is the same for every trial, device, precision and batch size. The samplers add no noise
@@ -50,13 +53,15 @@ def generate(pipeline: StableDiffusionPipeline, config: EvaluationConfig) -> Ite
     Args:
         pipeline: A loaded checkpoint, in evaluation mode. Its weights and scheduler stay as they are.
         config: Prompts, seeds, sampler and size.
+        share: Of the pictures, where several processes make them.
 
     Raises:
         NonFinitePictureError: a picture has overflowed.
     """
     sampler = with_scheduler(pipeline, _scheduler(pipeline, config))
     width, height = picture_size(pipeline, config)
-    cells = _cells(config)
+    all_cells = _cells(config)
+    cells = [all_cells[place] for place in share.of(len(all_cells))]
     for start in range(0, len(cells), config.batch_size):
         batch = cells[start : start + config.batch_size]
         prompts = [config.prompts[prompt_index] for prompt_index, _ in batch]

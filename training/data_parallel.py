@@ -15,39 +15,14 @@ and a collective would run into its time-out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
 
+from training.share import Share
+
 BUCKET_BYTES = 256_000_000
 """Gradients that are averaged in one go: few calls for a LoRA, little memory on top for a whole UNet (3.4 GB)."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A process's share of what `world_size` processes do together; all of it where it is alone."""
-
-    rank: int = 0
-    """In [0, world_size)."""
-    world_size: int = 1
-
-    @property
-    def is_whole(self) -> bool:
-        """Is there nobody else?"""
-        return self.world_size == 1
-
-    @property
-    def is_first(self) -> bool:
-        """Of several processes that hold the same, this one writes it down."""
-        return self.rank == 0
-
-    def of(self, size: int) -> range:
-        """This process's places of `size`: one stretch, as long as the others' or one longer."""
-        return range(self.rank * size // self.world_size, (self.rank + 1) * size // self.world_size)
-
-
-ALONE = Share()
 
 
 def rows_of(share: Share, train_batch_size: int, num_parts: int) -> list[int]:

@@ -28,10 +28,11 @@ from torch.nn.utils import clip_grad_norm_
 from training.batches import PromptEncoder, Stream, draw_batch, seed_at
 from training.checkpoint import Checkpoint, load_training_state
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
-from training.data_parallel import ALONE, Share, average_gradients, drop_by_row, rows_of
+from training.data_parallel import average_gradients, drop_by_row, rows_of
 from training.dataset import Dataset
 from training.loss import dreambooth_loss, prediction_target
 from training.methods import TrainedModules, copy_for_training, trainable
+from training.share import ALONE, Share
 from training.stable_diffusion import load_base_model, training_noise_schedule
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from training.checkpoint import Checkpoint, checkpoint_dir, drop_older_states, save_checkpoint
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
-from training.data_parallel import ALONE, Share, mean_over_processes
+from training.data_parallel import mean_over_processes
 from training.dataset import Dataset
 from training.errors import DivergedError, UserError
 from training.files import remove_parts
+from training.share import ALONE, Share
 from training.stable_diffusion import choose_device
 from training.stats import STATS_FILE, StatsWriter, StepStats, peak_resident_bytes
 from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run

@@ -23,6 +23,7 @@ from evaluation.generate import (
     starting_noise,
 )
 from training.finite_pictures import NonFinitePictureError
+from training.share import Share
 
 PROMPTS = ["sks woman in a garden", "a photo of sks woman"]
 
@@ -67,6 +68,17 @@ def test_pictures_do_not_depend_on_the_batch_size(pipeline: StableDiffusionPipel
     )
     assert np.abs(one - three).max() <= 1
     assert np.abs(one - four).max() <= 1
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_processes_that_share_the_pictures_make_each_once(pipeline: StableDiffusionPipeline, world_size: int) -> None:
+    """In shares of equal size; together they are the pictures that one process makes, at most rounding apart."""
+    alone = list(generate(pipeline, config()))
+    shares = [list(generate(pipeline, config(), Share(rank, world_size))) for rank in range(world_size)]
+    together = [image for own in shares for image in own]
+    assert [image.file for image in together] == [image.file for image in alone]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert np.abs(pixels(together) - pixels(alone)).max() <= 1
 
 
 def test_the_same_call_gives_the_same_pictures(pipeline: StableDiffusionPipeline) -> None:

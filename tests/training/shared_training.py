@@ -11,8 +11,8 @@ from torch import distributed, multiprocessing
 
 from training.checkpoint import latest_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
-from training.data_parallel import Share
 from training.dataset import load_dataset
+from training.share import Share
 from training.train import TrainingStopped, train
 
 WORLD_SIZE = 2

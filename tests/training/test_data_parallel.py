@@ -18,8 +18,9 @@ from tests.training.shared_training import Training, run_training, train_in_two_
 from tests.training.test_train import weights
 from training.checkpoint import Checkpoint, latest_checkpoint, load_training_state, open_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
-from training.data_parallel import ALONE, RowDropout, Share, _buckets, drop_by_row, rows_of
+from training.data_parallel import RowDropout, _buckets, drop_by_row, rows_of
 from training.dataset import Dataset
+from training.share import ALONE, Share
 from training.stats import STATS_FILE, read_stats
 from training.train import train
 
