@@ -6,7 +6,8 @@ A mistake in it is a `ValueError` of one line: place (`sweep.yaml:methods.lora.r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -33,6 +34,8 @@ from sweeps.space import (
     corners_of,
     explain,
     grid,
+    indivisible,
+    is_finite,
     largest,
     num_combinations,
     parse_space,
@@ -75,22 +78,100 @@ class ChampionConfig(_Section):
     """How far below the base model's prompt alignment a checkpoint may lie and still follow its prompts."""
 
 
-class ResourcesConfig(_Section):
-    """What one trial occupies."""
+PerMethod = float | dict[str, float] | None
+"""One number for all trials, or one for each method's."""
 
-    cpus_per_trial: float = Field(default=1, gt=0)
-    gpus_per_trial: float | None = Field(default=None, ge=0)
-    """1, or a part of one GPU, or 0. Default: 1 where the cluster has a GPU or will start machines with one, else 0."""
+
+class ResourcesConfig(_Section):
+    """What one trial occupies, on one machine; each number for all trials, or as `{lora: 0.5, dreambooth: 2}`."""
+
+    cpus_per_trial: PerMethod = None
+    """Of all workers of a trial together. Default: one for each worker."""
+    gpus_per_trial: PerMethod = None
+    """A part of one GPU, or whole ones: each is a worker's. 0 trains on CPUs. Default: one for each worker where the
+    cluster has a GPU or will start machines with one, else 0."""
+    workers_per_trial: PerMethod = None
+    """Processes that share a trial: each takes its part of every `train_batch_size` and of the pictures. Default: as
+    many as it has GPUs, and 1 where it has none or a part of one."""
 
     autoscaling: bool = False
     """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
 
-    @field_validator("gpus_per_trial")
+    @field_validator("cpus_per_trial", "gpus_per_trial", "workers_per_trial", mode="before")
     @classmethod
-    def _one_or_part(cls, value: float | None) -> float | None:
-        if value is not None and value > 1:
-            raise ValueError(f"a trial uses one GPU, or a part of one: must be 1 or less, got {value:g}")
-        return value
+    def _number_or_one_a_method(cls, raw: object) -> object:
+        if raw is None or _is_finite_number(raw):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"must be a number, or a number for each method, got {shorten(raw)}")
+        for method, number in raw.items():
+            if method not in METHODS:
+                raise MisplacedError(str(method), unknown_key(str(method), list(METHODS)))
+            if not _is_finite_number(number):
+                raise MisplacedError(str(method), f"must be a number, got {shorten(number)}")
+        return raw
+
+    @model_validator(mode="after")
+    def _laws_for_each_method(self) -> ResourcesConfig:
+        for method in METHODS:
+            self._check("cpus_per_trial", method, lambda cpus: cpus > 0, "must be more than 0")
+            self._check(
+                "gpus_per_trial",
+                method,
+                lambda gpus: 0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer()),
+                "must be 0, a part of one GPU, or whole GPUs",
+            )
+            self._check(
+                "workers_per_trial",
+                method,
+                lambda workers: workers >= 1 and workers.is_integer(),
+                "must be a whole number, 1 or more",
+            )
+            asked = self.of(method)
+            if asked.workers is not None and asked.gpus and asked.workers != max(1, asked.gpus):
+                raise self._misplaced(
+                    "workers_per_trial",
+                    method,
+                    f"each worker needs a GPU of its own: must be {max(1, asked.gpus):g} with gpus_per_trial "
+                    f"{asked.gpus:g}, got {asked.workers:g}",
+                )
+        return self
+
+    def _check(self, field: str, method: str, law: Callable[[float], bool], text: str) -> None:
+        value = _for_method(getattr(self, field), method)
+        if value is not None and not law(value):
+            raise self._misplaced(field, method, f"{text}, got {value:g}")
+
+    def _misplaced(self, field: str, method: str, law: str) -> MisplacedError:
+        return MisplacedError(f"{field}.{method}" if isinstance(getattr(self, field), dict) else field, law)
+
+    def of(self, method: str) -> AskedResources:
+        """What is asked for a method's trials; None where nothing is."""
+        return AskedResources(
+            *(_for_method(each, method) for each in (self.cpus_per_trial, self.gpus_per_trial, self.workers_per_trial))
+        )
+
+
+@dataclass(frozen=True)
+class AskedResources:
+    """What the sweep file asks for one trial of a method; None is for the cluster to say."""
+
+    cpus: float | None
+    gpus: float | None
+    workers: float | None
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that share a trial, as far as the sweep file says."""
+        return int(self.workers or max(1, self.gpus or 0))
+
+
+def _for_method(value: PerMethod, method: str) -> float | None:
+    return value.get(method) if isinstance(value, dict) else value
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def _resolve_unless_uri(storage: str, info: ValidationInfo) -> str:
@@ -146,6 +227,7 @@ class SweepConfig(_Section):
     def _laws_between_sections(self) -> SweepConfig:
         self._check_prior_preservation()
         self._check_at_steps()
+        self._check_batches()
         if self.search.sampler == "grid":
             self._check_grid()
         return self
@@ -165,6 +247,16 @@ class SweepConfig(_Section):
             raise MisplacedError(
                 "evaluation.at_steps", f"must be reached by a trial, got {max(at_steps)} with max_train_steps {longest}"
             )
+
+    def _check_batches(self) -> None:
+        for method, space in self.methods.items():
+            workers = self.resources.of(method).num_workers
+            batch_size = space.get("train_batch_size", METHODS[method].model_fields["train_batch_size"].default)
+            if (odd := indivisible(batch_size, workers)) is not None:
+                raise MisplacedError(
+                    f"methods.{method}.train_batch_size",
+                    f"must be divisible by the {workers} workers that share a trial's batches (resources), got {odd}",
+                )
 
     def _check_grid(self) -> None:
         limit = self.search.num_trials or MAX_GRID_TRIALS

@@ -38,7 +38,7 @@ class Choices(BaseModel):
         return self
 
 
-def _is_finite(number: int | float) -> bool:
+def is_finite(number: int | float) -> bool:
     """Is it a number that a float can hold? A whole number of 400 digits is not."""
     try:
         return math.isfinite(number)
@@ -57,7 +57,7 @@ class Range(BaseModel):
 
     @model_validator(mode="after")
     def _laws(self) -> Range:
-        if not (_is_finite(self.low) and _is_finite(self.high) and self.low <= self.high):
+        if not (is_finite(self.low) and is_finite(self.high) and self.low <= self.high):
             raise ValueError(f"low <= high must hold for finite numbers, got low {self.low} and high {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low > 0 must hold on a log scale, got {self.low}")
@@ -257,6 +257,16 @@ def corners_of(value: Value) -> tuple[Scalar, ...]:
     if isinstance(value, Choices):
         return value.choices
     return (value.low, value.high) if isinstance(value, Range) else (value,)
+
+
+def indivisible(value: Value, divisor: int) -> Scalar:
+    """A whole number among the values that `divisor` does not divide; None where it divides all of them."""
+    if isinstance(value, Range):
+        second = (value.point(1),) if (value.num_points or 1) > 1 else ()
+        corners: tuple[Scalar, ...] = (value.low, value.high, *second)  # so it divides the step, and all that follow
+    else:
+        corners = corners_of(value)
+    return next((corner for corner in corners if corner % divisor), None)  # type: ignore[operator]
 
 
 def largest(space: MethodSpace, method: str, field: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evaluation.config import LOCAL_DIR
-from sweeps.config import ResourcesConfig, SweepConfig
+from sweeps.config import AskedResources, ResourcesConfig, SweepConfig
 from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
@@ -21,87 +21,135 @@ from training.errors import UserError
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one trial occupies, every default filled in."""
+    """What one trial occupies, on one machine, every default filled in."""
 
     cpus: float
+    """Of all its workers together."""
     gpus: float
-    at_once: int
-    """Trials that run at one time."""
+    """A part of one, or one for each worker."""
+    workers: int = 1
+    """Processes that share it."""
 
     @property
     def device(self) -> str:
         """Where a trial computes."""
         return "cuda" if self.gpus else "cpu"
 
+    @property
+    def of_a_worker(self) -> TrialResources:
+        """What each of its workers has."""
+        return TrialResources(self.cpus / self.workers, self.gpus / self.workers)
 
-def check_cluster(asked: ResourcesConfig, max_concurrent_trials: int | None, num_trials: int) -> TrialResources:
+
+Machine = Mapping[str, float]
+"""What Ray says that a machine has: `CPU`, `GPU`, ..."""
+
+
+def check_cluster(asked: ResourcesConfig, methods: Iterable[str]) -> dict[str, TrialResources]:
     """Refuse what the connected Ray cluster does not have and will not get; Tune itself would wait for ever.
+
+    Returns:
+        What one trial of each method occupies.
 
     Raises:
         UserError: names what was asked and the most that any machine has, or what the sweep file must say.
     """
     growth = growth_of_cluster(asked.autoscaling)
     machines = _alive()
-    cpus, gpus = asked.cpus_per_trial, _gpus_per_trial(asked, machines, growth)
     to_come = [] if growth is None else [kind.resources for kind in growth.node_types if kind.resources is not None]
-    fits_somewhere = any(_room(machine, cpus, gpus) for machine in [*machines, *to_come])
-    if not fits_somewhere and (growth is None or growth.is_known):
-        raise UserError(_refusal([*machines, *to_come], cpus, gpus))
-    return TrialResources(cpus, gpus, trials_at_once(asked, cpus, gpus, max_concurrent_trials, num_trials))
+    resources = {method: _filled_in(asked.of(method), machines, growth) for method in methods}
+    for method, trial in resources.items():
+        fits_somewhere = any(_room(machine, trial) for machine in [*machines, *to_come])
+        if not fits_somewhere and (growth is None or growth.is_known):
+            raise UserError(_refusal([*machines, *to_come], trial, method))
+    if len({trial.device for trial in resources.values()}) > 1:
+        said = ", ".join(f"{trial.gpus:g} for {method}" for method, trial in resources.items())
+        raise UserError(
+            f"resources.gpus_per_trial: must be 0 for all methods or for none, got {said}: pictures are made in half "
+            "precision on a GPU, and their scores could not be compared"
+        )
+    return resources
 
 
 def trials_at_once(
-    asked: ResourcesConfig, cpus: float, gpus: float, max_concurrent_trials: int | None, num_trials: int
+    autoscaling: bool,
+    resources: Collection[TrialResources],
+    max_concurrent_trials: int | None,
+    num_trials: int,
 ) -> int:
     """Trials that the cluster, as it is now or as it may grow, holds at one time: 1 or more, `num_trials` or fewer.
 
-    Asked again while the sweep runs, it counts the machines that have joined.
+    Asked again while the sweep runs, it counts the machines that have joined. Where trials differ, it is the number of
+    the smallest; a larger one waits until Ray finds its place.
     """
-    growth = growth_of_cluster(asked.autoscaling)
-    room = sum(_room(machine, cpus, gpus) for machine in _alive())
+    growth = growth_of_cluster(autoscaling)
+
+    def fits(machine: Machine) -> int:
+        return max(_room(machine, trial) for trial in resources)
+
+    room = sum(map(fits, _alive()))
     if growth is not None:
-        to_come = growth.room(lambda machine: _room(machine, cpus, gpus))
+        to_come = growth.room(fits)
         room = num_trials if to_come is None else max(room, to_come)
     return max(1, min(room, num_trials, max_concurrent_trials or num_trials))
 
 
-def _alive() -> list[Mapping[str, float]]:
+def stage_resources(resources: Iterable[TrialResources]) -> TrialResources:
+    """What a task needs that works for all trials, in one process: the most that a worker of any trial has."""
+    workers = [trial.of_a_worker for trial in resources]
+    return TrialResources(max(worker.cpus for worker in workers), max(worker.gpus for worker in workers))
+
+
+def _alive() -> list[Machine]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _gpus_per_trial(asked: ResourcesConfig, machines: Sequence[Mapping[str, float]], growth: Growth | None) -> float:
-    """What the sweep file says, else a GPU where there is or will be one."""
-    if asked.gpus_per_trial is not None:
-        return asked.gpus_per_trial
+def _filled_in(asked: AskedResources, machines: Sequence[Machine], growth: Growth | None) -> TrialResources:
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = asked.num_workers if _has_gpus(machines, growth) else 0
+    workers = int(asked.workers or max(1, gpus))
+    return TrialResources(workers if asked.cpus is None else asked.cpus, gpus, workers)
+
+
+def _has_gpus(machines: Sequence[Machine], growth: Growth | None) -> bool:
     if any(machine.get("GPU", 0) >= 1 for machine in machines):
-        return 1
-    if growth is None:
-        return 0
-    if growth.most("GPU") >= 1:
-        return 1
+        return True
+    if growth is None or growth.most("GPU") >= 1:
+        return growth is not None
     if not growth.is_known:
         raise UserError(
             "resources.gpus_per_trial: must be given here, 1 to train on GPUs or 0 on CPUs: this cluster starts its "
             "machines on demand, and neither a machine that is up nor its launcher's file says whether they have GPUs"
         )
-    return 0
+    return False
 
 
-def _room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+def _room(machine: Machine, trial: TrialResources) -> int:
     """Trials that fit on a machine at one time."""
-    by_cpu = math.floor(machine.get("CPU", 0) / cpus + 1e-6)
-    if not gpus:
+    by_cpu = math.floor(machine.get("CPU", 0) / trial.cpus + 1e-6)
+    if not trial.gpus:
         return by_cpu
-    per_gpu = math.floor(1 / gpus + 1e-6)  # parts of one trial never lie on two GPUs
-    return min(by_cpu, math.floor(machine.get("GPU", 0) * per_gpu + 1e-6))
+    num_gpus = machine.get("GPU", 0)
+    if trial.gpus >= 1:
+        return min(by_cpu, math.floor(num_gpus / trial.gpus + 1e-6))
+    per_gpu = math.floor(1 / trial.gpus + 1e-6)  # parts of one trial never lie on two GPUs
+    return min(by_cpu, math.floor(num_gpus * per_gpu + 1e-6))
 
 
-def _refusal(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> str:
-    for place, resource, asked in (("gpus_per_trial", "GPU", gpus), ("cpus_per_trial", "CPU", cpus)):
+def _refusal(machines: Sequence[Machine], trial: TrialResources, method: str) -> str:
+    for place, resource, asked in (("gpus_per_trial", "GPU", trial.gpus), ("cpus_per_trial", "CPU", trial.cpus)):
         most = max((machine.get(resource, 0) for machine in machines), default=0)
         if asked > most:
-            return f"resources.{place}: a trial needs {asked:g} {resource}, the most on one machine here is {most:g}"
-    return f"resources: a trial needs {cpus:g} CPU and {gpus:g} GPU on one machine, and no machine has both"
+            each = f" ({trial.workers} workers of {asked / trial.workers:g})" if trial.workers > 1 else ""
+            return (
+                f"resources.{place}: a trial of {method} needs {asked:g} {resource}{each}, "
+                f"the most on one machine here is {most:g}"
+            )
+    return (
+        f"resources: a trial of {method} needs {trial.cpus:g} CPU and {trial.gpus:g} GPU on one machine, and no "
+        "machine has both"
+    )
 
 
 def local_models(config: SweepConfig) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
-from sweeps.execution.cluster import TrialResources, check_cluster, check_shared, local_models, trials_at_once
+from sweeps.execution.cluster import (
+    TrialResources,
+    check_cluster,
+    check_shared,
+    local_models,
+    stage_resources,
+    trials_at_once,
+)
 from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
 from sweeps.execution.gauges import Gauges, sweep_id
@@ -30,7 +38,8 @@ from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.session import ending_on_signals, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mending import mend_ledger
@@ -122,17 +131,18 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console, folder.dir), ending_on_signals(folder):
-        resources = check_cluster(config.resources, config.search.max_concurrent_trials, num_planned(config))
+        resources = check_cluster(config.resources, config.methods)
+        for_stages = stage_resources(resources.values())
         check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
         sweep = sweep_id(folder)
         _say(console, f"in Ray's metrics it is sweep={sweep}")
         with Gauges(sweep) as gauges:
-            _prepare(config, folder, resources, console)
+            _prepare(config, folder, for_stages, console)
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
             _run_trials(config, folder, resources, console, gauges)
-            _render_best(config, folder, resources, console)
+            _render_best(config, folder, for_stages, console)
 
 
 def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
@@ -141,7 +151,9 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     for remark in prepare_subject(config.subject, config.evaluation.face, folder):
         _say(console, f"mind: {remark}")
     folder.push(folder.identity_file, folder.dataset_dir)
-    asked = replace(Preparation.of(config, folder, resources.device), render=send_controls(config.render, folder))
+    asked = replace(
+        Preparation.of(config, folder, resources.device, resources.cpus), render=send_controls(config.render, folder)
+    )
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
     try:
         for stage in task.remote(asked):
@@ -175,7 +187,11 @@ def _say(console: Console | None, text: str) -> None:
 
 
 def _run_trials(
-    config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None, gauges: Gauges
+    config: SweepConfig,
+    folder: RunFolder,
+    resources: Mapping[str, TrialResources],
+    console: Console | None,
+    gauges: Gauges,
 ) -> None:
     num_trials = num_planned(config)
     board = Board(config.name, config.champion, num_trials)
@@ -193,7 +209,7 @@ def _run_trials(
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
         at_once=lambda: trials_at_once(
-            config.resources, resources.cpus, resources.gpus, config.search.max_concurrent_trials, num_trials
+            config.resources.autoscaling, resources.values(), config.search.max_concurrent_trials, num_trials
         ),
         changed=board.put,
         to_avoid=machines.to_avoid,

@@ -1,4 +1,4 @@
-"""A checkpoint to its pictures and scores in the run folder: the same for the base model and every trial."""
+"""A checkpoint to its pictures, and these to scores, in the run folder: the same for the base model and every trial."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sweeps.config import SweepConfig, rare_token
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
 from training.checkpoint import Checkpoint, load_pipeline
+from training.share import ALONE, Share
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,29 @@ class Scoring:
         return cls(config.base_model, config.evaluation, rare_token(config.subject))
 
 
-def score_checkpoint(
-    scoring: Scoring, folder: RunFolder, trial: str, checkpoint: Checkpoint | None, device: str
-) -> ScoredCheckpoint:
-    """Generate a checkpoint's pictures into the run folder and score them; None is the base model."""
+def make_pictures(
+    scoring: Scoring,
+    folder: RunFolder,
+    trial: str,
+    checkpoint: Checkpoint | None,
+    device: str,
+    share: Share = ALONE,
+) -> None:
+    """Generate a checkpoint's pictures, or a process's share of them, into the run folder; None is the base model."""
     evaluation = scoring.evaluation
-    step = 0 if checkpoint is None else checkpoint.step
-    images_dir = folder.images_dir(trial, step)
     pipeline = load_pipeline(
         checkpoint, scoring.base_model, device=device, dtype=generation_dtype(device), share_frozen=True
     )
-    save_images(generate(pipeline, evaluation), images_dir, evaluation, model=trial)
-    del pipeline  # its memory is needed for the judges
+    images_dir = folder.images_dir(trial, _step_of(checkpoint))
+    save_images(generate(pipeline, evaluation, share), images_dir, evaluation, model=trial)
+
+
+def score_pictures(
+    scoring: Scoring, folder: RunFolder, trial: str, checkpoint: Checkpoint | None, device: str
+) -> ScoredCheckpoint:
+    """Score the pictures that `make_pictures` has left in the run folder."""
+    evaluation = scoring.evaluation
+    images_dir = folder.images_dir(trial, _step_of(checkpoint))
     score = score_images(
         load_images(images_dir, evaluation),
         References.load(folder.reference_file),
@@ -55,7 +67,7 @@ def score_checkpoint(
     )
     assert score.prompt_alignment is not None, "a CLIP model was given"
     return ScoredCheckpoint(
-        step=step,
+        step=_step_of(checkpoint),
         checkpoint=None if checkpoint is None else folder.relative(checkpoint.dir),
         images=folder.relative(images_dir),
         face_similarity=score.face_similarity,
@@ -68,10 +80,15 @@ def score_checkpoint(
     )
 
 
+def _step_of(checkpoint: Checkpoint | None) -> int:
+    return 0 if checkpoint is None else checkpoint.step
+
+
 def score_base(scoring: Scoring, folder: RunFolder, device: str) -> None:
     """Score the untouched base model with the trials' own prompts and seeds: the zero line."""
     start = time.monotonic()
-    scored = score_checkpoint(scoring, folder, BASE_TRIAL, None, device)
+    make_pictures(scoring, folder, BASE_TRIAL, None, device)
+    scored = score_pictures(scoring, folder, BASE_TRIAL, None, device)
     seconds = time.monotonic() - start
     folder.push(folder.trial_dir(BASE_TRIAL))  # before the ledger speaks of it
     folder.write(

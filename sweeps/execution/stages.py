@@ -77,14 +77,14 @@ class Preparation:
     """Those whose length could not be known before the base model was loaded."""
 
     @classmethod
-    def of(cls, config: SweepConfig, folder: RunFolder, device: str) -> Preparation:
+    def of(cls, config: SweepConfig, folder: RunFolder, device: str, cpus: float = 1) -> Preparation:
         """As the sweep file says, on this device."""
         texts = Texts.of(config)
         return cls(
             run_dir=str(folder.dir),
             storage=config.storage,
             device=device,
-            cpus=config.resources.cpus_per_trial,
+            cpus=cpus,
             methods=config.methods,
             num_class_images=class_images_needed(config),
             scoring=Scoring.of(config),

@@ -9,65 +9,33 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from sweeps.config import ChampionConfig, SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE, keep_traceback
 from sweeps.execution.lines import scores_text, step_text
 from sweeps.execution.machines import elsewhere, this_machine
-from sweeps.execution.same_models import check_same_models, check_seen
-from sweeps.execution.scoring import Scoring, score_checkpoint, use_threads
-from sweeps.ledger.folder import RunFolder
+from sweeps.execution.same_models import check_seen
+from sweeps.execution.worker import OutOfGpuMemory, TrialTask, TrialWorker
+from sweeps.execution.workers import TrialWorkers
 from sweeps.ledger.identity import trial_name
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import lesson
-from sweeps.space import scoring_points
-from sweeps.wording import bytes_text, failure_text
-from training.checkpoint import Checkpoint, latest_checkpoint, open_checkpoint
-from training.dataset import load_dataset
-from training.errors import DivergedError, UserError
+from sweeps.wording import failure_text
+from training.errors import DivergedError
 from training.layout import STATE_FILE
+from training.share import ALONE
 from training.stats import STATS_FILE, read_stats
-from training.train import train
 
 LOG = logging.getLogger(__name__)
-SHARE_OF_OTHERS = 0.05
-"""Of a GPU's memory that may be in other hands (the desktop, the driver itself) for a trial to count as alone on it."""
-
-
-@dataclass(frozen=True)
-class TrialTask:
-    """What every trial of a sweep is given by the driver, besides its own hyperparameters."""
-
-    run_dir: str
-    storage: str | None
-    cpus: float
-    gpus: float
-    scoring: Scoring
-    champion: ChampionConfig
-
-    @classmethod
-    def of(cls, config: SweepConfig, folder: RunFolder, resources: TrialResources) -> TrialTask:
-        """As the sweep file says, on these resources."""
-        return cls(
-            run_dir=str(folder.dir),
-            storage=config.storage,
-            cpus=resources.cpus,
-            gpus=resources.gpus,
-            scoring=Scoring.of(config),
-            champion=config.champion,
-        )
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -83,21 +51,27 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     ended. No text of the user's is in it.
     """
 
+    worker_class = TrialWorker
+
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """One bundle of the trial's CPUs and GPUs."""
+        """A bundle for each of its workers, on one machine; of several workers none is the trial's own process."""
         task: TrialTask = config["task"]
-        selectors = {"bundle_label_selector": [elsewhere(config["avoid"])]} if config["avoid"] else {}
-        return tune.PlacementGroupFactory([{"CPU": task.cpus, "GPU": task.gpus}], **selectors)
+        resources = task.resources[config["config"]["method"]]
+        each = resources.of_a_worker
+        bundles = [{"CPU": each.cpus, "GPU": each.gpus}] * resources.workers
+        selectors = {"bundle_label_selector": [elsewhere(config["avoid"])] * len(bundles)} if config["avoid"] else {}
+        of_the_trial: list[dict[str, float]] = [{}] if resources.workers > 1 else []
+        return tune.PlacementGroupFactory([*of_the_trial, *bundles], strategy="STRICT_PACK", **selectors)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
         _log_to_stderr()
         self._task: TrialTask = config["task"]
+        self._worker: TrialWorker | TrialWorkers | None = None
         self._folder = open_run(self._task.run_dir, self._task.storage)
         self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
         self._folder.pull(self._folder.trial_dir(config["trial"]), without=("images-*",))
-        self._device = "cuda" if self._task.gpus else "cpu"
         self._folder.pull(self._folder.identity_file)
         check_seen(self._folder)
         record = self._folder.read(config["trial"])
@@ -108,7 +82,6 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if record.spares_memory:
             self._spare_memory()
         self._since = time.monotonic()
-        self._points: Iterator[Checkpoint] | None = None
         base = self._folder.base()
         assert base is not None, "the base model is scored before trials start"
         self._rule = ChampionRule.of(self._task.champion, base)
@@ -145,15 +118,18 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._score_next_sparing_memory()
         except DivergedError as error:
             self._fail(error)
-        except torch.OutOfMemoryError as error:
-            _check_alone_on_gpu(self._task.gpus, error)
+        except OutOfGpuMemory as error:
+            if not (self._resources.gpus >= 1 and error.is_the_trials_own):
+                raise RuntimeError(
+                    f"{error.reason}; resources.gpus_per_trial: 1 gives every trial a GPU of its own"
+                ) from error
             self._fail(error)
 
     def _score_next_sparing_memory(self) -> None:
         """Score the next point; where GPU memory runs out, once more with gradient checkpointing."""
         try:
             self._score_next()
-        except torch.OutOfMemoryError:
+        except OutOfGpuMemory:
             if self._hyperparameters.gradient_checkpointing:
                 raise
             self._write(spares_memory=True)
@@ -176,24 +152,31 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._log_outcome(self._record)
 
     def _score_next(self) -> None:
-        if self._points is None:
-            use_threads(self._task.cpus)
-            check_same_models(self._folder, self._task.scoring.base_model, self._task.scoring.evaluation)
-            self._points = self._unscored_checkpoints()
-        checkpoint = next(self._points)
-        self._folder.check_there()
-        scored = score_checkpoint(self._task.scoring, self._folder, self._record.trial, checkpoint, self._device)
-        is_last = checkpoint.step == self._scoring_points[-1]
-        without = (STATE_FILE,) if is_last else ()  # which nothing will go on from
+        if self._worker is None:
+            self._worker = self._open_worker()
+        scored = self._worker.score_next()
+        step, last_step = scored.step, self._hyperparameters.max_train_steps
+        without = (STATE_FILE,) if step == last_step else ()  # which nothing will go on from
         self._folder.push(self._folder.trial_dir(self._record.trial), without=without)  # before the ledger speaks of it
         self._write(
-            checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress(checkpoint.step))),
-            status="finished" if is_last else "running",
+            checkpoints=(*self._record.checkpoints, scored.model_copy(update=self._progress(step))),
+            status="finished" if step == last_step else "running",
         )
-        self._log(f"{step_text(checkpoint.step, self._hyperparameters.max_train_steps)}  {scores_text(scored)}")
-        if is_last:  # only now: until the ledger has its score, a worker that takes over would have to begin anew
+        self._log(f"{step_text(step, last_step)}  {scores_text(scored)}")
+        if step == last_step:  # only now: until the ledger has its score, a worker that takes over would begin anew
             self._folder.drop_training_state(self._record.trial)
             self._log_outcome(self._record)
+
+    def _open_worker(self) -> TrialWorker | TrialWorkers:
+        reached = self._record.checkpoints[-1].step if self._record.checkpoints else 0
+        open_worker = partial(self.worker_class, self._task, self._record.trial, self._hyperparameters, reached)
+        if self._resources.workers == 1:
+            return open_worker(ALONE)
+        return TrialWorkers(open_worker, self._resources, self._name)
+
+    @property
+    def _resources(self) -> TrialResources:
+        return self._task.resources[self._hyperparameters.method]
 
     def _progress(self, step: int) -> dict[str, float | None]:
         """Seconds of the trial's life so far and the mean loss since the scoring point before, whoever trained it."""
@@ -201,33 +184,6 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         stats = read_stats(self._folder.trial_dir(self._record.trial) / STATS_FILE)
         losses = [taken.loss for taken in stats if before < taken.step <= step]
         return {"seconds": self._seconds(), "loss": sum(losses) / len(losses) if losses else None}
-
-    @property
-    def _scoring_points(self) -> list[int]:
-        return scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
-
-    def _unscored_checkpoints(self) -> Iterator[Checkpoint]:
-        """The trial's checkpoints still to be scored: those that a dead worker left, then those still to be trained.
-
-        Points before the newest scored one are passed over, asked for too late: a scored checkpoint is never written
-        again, and the ledger stays in the order of steps.
-        """
-        trial_dir, base_model = self._folder.trial_dir(self._record.trial), self._task.scoring.base_model
-        reached = self._record.checkpoints[-1].step if self._record.checkpoints else 0
-        due = [step for step in self._scoring_points if step > reached]
-        left = list(whole_checkpoints(trial_dir, due, base_model))
-        yield from left
-        due = due[len(left) :]
-        if due:
-            latest = latest_checkpoint(trial_dir, base_model)
-            # One that lies beyond what is due is no help: the first point is then reached from the start, equally.
-            resume_from = latest if latest is not None and latest.step < due[0] else None
-            self._folder.check_there()
-            yield from self._train(trial_dir, due, resume_from)
-
-    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
-        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
-        return train(self._hyperparameters, dataset, due, resume_from, out_dir=trial_dir, device=self._device)
 
     def _write(self, **changes: Any) -> None:
         self._record = self._record.model_copy(update={**changes, "seconds": self._seconds()})
@@ -259,9 +215,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._let_go()
 
     def _let_go(self) -> None:
-        self._points = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A pointer: weights and optimizer lie in the run folder."""
@@ -279,31 +235,6 @@ def _log_to_stderr() -> None:
         LOG.addHandler(handler)
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
-
-
-def whole_checkpoints(trial_dir: Path, steps: Sequence[int], base_model: str) -> Iterator[Checkpoint]:
-    """The checkpoints of these steps, up to the first that is not there or not whole."""
-    for step in steps:
-        try:
-            yield open_checkpoint(trial_dir / f"checkpoint-{step}", base_model)
-        except UserError:
-            return
-
-
-def _check_alone_on_gpu(gpus: float, error: torch.OutOfMemoryError) -> None:
-    """Let pass a lack of memory that is the trial's own: it had the whole GPU to itself.
-
-    Raises:
-        RuntimeError: others hold a part of the GPU, so the same settings may have room elsewhere.
-    """
-    free, total = torch.cuda.mem_get_info()
-    others = total - free - torch.cuda.memory_reserved()
-    if gpus >= 1 and others <= SHARE_OF_OTHERS * total:
-        return
-    raise RuntimeError(
-        f"out of GPU memory, of which others hold {bytes_text(max(0, others))} of {bytes_text(total)}; "
-        "resources.gpus_per_trial: 1 gives every trial a GPU of its own"
-    ) from error
 
 
 def report_of(record: TrialRecord, rule: ChampionRule) -> dict[str, Any]:

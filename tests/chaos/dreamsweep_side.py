@@ -12,24 +12,15 @@ import ray
 import sweeps.execution.run
 from sweeps.cli import main
 from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialWorker
 from tests.chaos.log import PACE_SECONDS, write_down
 from training.checkpoint import Checkpoint
 from training.dataset import load_dataset
 from training.train import train
 
 
-class JudgedTrial(SweepTrial):
-    """The trial as it is; every step, scoring point and end is written down for the judge."""
-
-    def step(self) -> dict[str, Any]:
-        """The trial's own; what it has in the ledger afterwards has been scored."""
-        was_over, num_scored = self._record.is_over, len(self._record.checkpoints)
-        result: dict[str, Any] = super().step()
-        for scored in self._record.checkpoints[num_scored:]:
-            self._say("scored", scored.step, face=scored.face_similarity, prompt=scored.prompt_alignment)
-        if self._record.is_over and not was_over:
-            self._say("ended", result["step"])
-        return result
+class JudgedWorker(TrialWorker):
+    """The worker as it is; every step is written down for the judge."""
 
     def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
         dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
@@ -44,8 +35,25 @@ class JudgedTrial(SweepTrial):
         )
 
     def _took_a_step(self, step: int, _loss: float) -> None:
-        self._say("step", step, node=ray.get_runtime_context().get_node_id())
+        node = ray.get_runtime_context().get_node_id()
+        write_down(self._folder.dir, "step", trial=self._trial, step=step, node=node)
         time.sleep(PACE_SECONDS)
+
+
+class JudgedTrial(SweepTrial):
+    """The trial as it is; every step, scoring point and end is written down for the judge."""
+
+    worker_class = JudgedWorker
+
+    def step(self) -> dict[str, Any]:
+        """The trial's own; what it has in the ledger afterwards has been scored."""
+        was_over, num_scored = self._record.is_over, len(self._record.checkpoints)
+        result: dict[str, Any] = super().step()
+        for scored in self._record.checkpoints[num_scored:]:
+            self._say("scored", scored.step, face=scored.face_similarity, prompt=scored.prompt_alignment)
+        if self._record.is_over and not was_over:
+            self._say("ended", result["step"])
+        return result
 
     def _write(self, **changes: Any) -> None:
         if "checkpoints" in changes:

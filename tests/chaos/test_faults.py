@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.execution.cluster import TrialResources
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from tests.chaos.faults import cut_record, flip_newest_weights, kill_midway, newest_running
 from tests.chaos.judge import Outcome, judge, steps_repeated
 from tests.chaos.stage import AT_STEPS, Stage, entries, outcome_in
+from tests.sweeps.tiny_sweep import ONE_CPU
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -57,7 +58,7 @@ def undisturbed(stage: Stage, run_dir: Path) -> Outcome:
     shutil.copytree(stage.prepared, run_dir)
     folder = RunFolder(run_dir)
     folder.write_sweep(stage.sweep_file.read_text())
-    task = TrialTask.of(stage.config, folder, TrialResources(cpus=1, gpus=0, at_once=1))
+    task = TrialTask.of(stage.config, folder, ONE_CPU)
     for trial in stage.trials:
         name, config = trial["name"], trial["config"]
         folder.write(TrialRecord(trial=name, method=config["method"], status="running", config=config))

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from sweeps.config import load_sweep
-from sweeps.execution.cluster import TrialResources
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import evaluation_key, photos_key, trial_id
 from sweeps.results.results import read_results
 from tests.sweeps.command import Command
+from tests.sweeps.tiny_sweep import ONE_CPU
 
 REPOSITORY = Path(__file__).parents[2]
 RUNS = Path(__file__).parent / "runs"
@@ -139,7 +140,7 @@ def test_a_trial_that_was_cut_goes_on(run: Path) -> None:
     folder = RunFolder(run)
     before = folder.read("lora_r1_lr5e-4_8c5be8")
     assert before is not None
-    task = TrialTask.of(load_sweep(run / "sweep.yaml"), folder, TrialResources(cpus=1, gpus=0, at_once=1))
+    task = TrialTask.of(load_sweep(run / "sweep.yaml"), folder, ONE_CPU)
     assert SweepTrial({"trial": before.trial, "task": task}).step()["done"] is True
     after = folder.read(before.trial)
     assert after is not None

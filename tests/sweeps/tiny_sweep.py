@@ -11,6 +11,8 @@ import yaml
 from safetensors.torch import save_file
 
 from evaluation.drawn_face import DrawnFaceNetwork
+from sweeps.execution.cluster import TrialResources
+from training.config import METHODS
 
 
 def build_face_encoder(folder: Path) -> Path:
@@ -60,3 +62,7 @@ def write_sweep(path: Path, mapping: dict[str, Any]) -> Path:
     """Write a sweep file."""
     path.write_text(yaml.safe_dump(mapping))
     return path
+
+
+ONE_CPU = {method: TrialResources(cpus=1, gpus=0) for method in METHODS}
+"""What `check_cluster` would find for a trial that is alone in a test's process."""

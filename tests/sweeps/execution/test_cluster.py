@@ -14,7 +14,7 @@ import yaml
 
 from sweeps.config import ResourcesConfig
 from sweeps.execution import launcher
-from sweeps.execution.cluster import check_cluster, trials_at_once
+from sweeps.execution.cluster import TrialResources, check_cluster, stage_resources, trials_at_once
 
 CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
 HEAD = {"CPU": 0.0}
@@ -38,6 +38,15 @@ def node_types(**kinds: dict[str, Any]) -> str:
     )
 
 
+def found(resources: ResourcesConfig) -> TrialResources:
+    """What is found for a LoRA."""
+    return check_cluster(resources, ["lora"])["lora"]
+
+
+def at_once_of(resources: ResourcesConfig, limit: int | None = None, num_trials: int = MANY) -> int:
+    return trials_at_once(resources.autoscaling, [found(resources)], limit, num_trials)
+
+
 def cluster_of(monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": machine} for machine in machines])
 
@@ -45,8 +54,8 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> 
 @pytest.mark.parametrize(
     ("resources", "law"),
     [
-        ({"gpus_per_trial": 1}, "a trial needs 1 GPU, the most on one machine here is 0"),
-        ({"cpus_per_trial": 9}, "a trial needs 9 CPU, the most on one machine here is 8"),
+        ({"gpus_per_trial": 1}, "a trial of lora needs 1 GPU, the most on one machine here is 0"),
+        ({"cpus_per_trial": 9}, "a trial of lora needs 9 CPU, the most on one machine here is 8"),
     ],
 )
 def test_an_impossible_request_is_refused(
@@ -55,14 +64,14 @@ def test_an_impossible_request_is_refused(
     """What no machine has is said at once, where Tune would wait for ever."""
     cluster_of(monkeypatch, {"CPU": 8}, {"CPU": 4})
     with pytest.raises(ValueError, match=law):
-        check_cluster(ResourcesConfig(**resources), None, MANY)
+        found(ResourcesConfig(**resources))
 
 
 def test_resources_must_lie_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs here and a GPU there do not make a trial."""
     cluster_of(monkeypatch, {"CPU": 8}, {"CPU": 1, "GPU": 1})
     with pytest.raises(ValueError, match="no machine has both"):
-        check_cluster(ResourcesConfig(cpus_per_trial=4, gpus_per_trial=1), None, MANY)
+        found(ResourcesConfig(cpus_per_trial=4, gpus_per_trial=1))
 
 
 @pytest.mark.parametrize(
@@ -89,18 +98,17 @@ def test_as_many_trials_at_once_as_there_is_room_for(
 ) -> None:
     """Room is counted machine by machine; a GPU is taken where there is one, unless the file says otherwise."""
     cluster_of(monkeypatch, *machines)
-    found = check_cluster(ResourcesConfig(**resources), None, MANY)
-    assert (found.gpus, found.at_once) == (gpus, at_once)
-    limited = check_cluster(ResourcesConfig(**resources), 1, MANY)
-    assert limited.at_once == 1
+    asked = ResourcesConfig(**resources)
+    assert (found(asked).gpus, at_once_of(asked)) == (gpus, at_once)
+    assert at_once_of(asked, limit=1) == 1
 
 
 def test_the_projects_own_cluster_trains_on_its_gpus(monkeypatch: pytest.MonkeyPatch, bootstrap_config: Path) -> None:
     """`ray up cluster.yaml`, no worker up yet, a sweep file without `resources:`: a GPU a trial, on all workers."""
     bootstrap_config.write_text(CLUSTER.read_text())
     cluster_of(monkeypatch, HEAD)
-    found = check_cluster(ResourcesConfig(), None, MANY)
-    assert (found.gpus, found.device, found.at_once) == (1, "cuda", 8)
+    trial = found(ResourcesConfig())
+    assert (trial.gpus, trial.device, at_once_of(ResourcesConfig())) == (1, "cuda", 8)
 
 
 @pytest.mark.parametrize(
@@ -121,26 +129,26 @@ def test_the_node_types_decide_whether_trials_get_a_gpu(
     bootstrap_config.write_text(node_types(**kinds))
     cluster_of(monkeypatch, HEAD)
     if gpus is not None:
-        assert check_cluster(ResourcesConfig(), None, MANY).gpus == gpus
+        assert found(ResourcesConfig()).gpus == gpus
         return
     with pytest.raises(ValueError, match=r"resources\.gpus_per_trial: must be given here, 1 .* or 0 "):
-        check_cluster(ResourcesConfig(), None, MANY)
+        found(ResourcesConfig())
     for said in (0, 1):
-        assert check_cluster(ResourcesConfig(gpus_per_trial=said), None, MANY).gpus == said
+        assert found(ResourcesConfig(gpus_per_trial=said)).gpus == said
 
 
 def test_a_cluster_that_grows_without_a_file_must_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """KubeRay leaves none: with `autoscaling: true` and no GPU up, none is guessed."""
     cluster_of(monkeypatch, HEAD)
     with pytest.raises(ValueError, match="must be given here"):
-        check_cluster(ResourcesConfig(autoscaling=True), None, MANY)
+        found(ResourcesConfig(autoscaling=True))
 
 
 @pytest.mark.parametrize(
     ("resources", "law"),
     [
-        ({"gpus_per_trial": 1}, "a trial needs 1 GPU, the most on one machine here is 0"),
-        ({"cpus_per_trial": 9}, "a trial needs 9 CPU, the most on one machine here is 8"),
+        ({"gpus_per_trial": 1}, "a trial of lora needs 1 GPU, the most on one machine here is 0"),
+        ({"cpus_per_trial": 9}, "a trial of lora needs 9 CPU, the most on one machine here is 8"),
     ],
 )
 def test_what_no_node_type_has_is_refused(
@@ -150,7 +158,7 @@ def test_what_no_node_type_has_is_refused(
     bootstrap_config.write_text(node_types(cpu={"resources": {"CPU": 8}}))
     cluster_of(monkeypatch, HEAD)
     with pytest.raises(ValueError, match=law):
-        check_cluster(ResourcesConfig(**resources), None, MANY)
+        found(ResourcesConfig(**resources))
 
 
 @pytest.mark.parametrize(
@@ -179,14 +187,14 @@ def test_as_many_trials_at_once_as_the_cluster_can_grow_to(
     """What `max_workers` of the types and of the whole allow: no guess of eight."""
     bootstrap_config.write_text(node_types(**kinds))
     cluster_of(monkeypatch, HEAD)
-    assert check_cluster(ResourcesConfig(), limit, num_trials).at_once == at_once
+    assert at_once_of(ResourcesConfig(), limit, num_trials) == at_once
 
 
 def test_machines_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without autoscaling: the searcher asks anew each time; a cluster that lost all machines waits for one."""
     for machines, at_once in (([{"CPU": 2}], 2), ([{"CPU": 2}, {"CPU": 4}], 6), ([HEAD], 1)):
         cluster_of(monkeypatch, *machines)
-        assert trials_at_once(ResourcesConfig(), 1, 0, None, MANY) == at_once
+        assert trials_at_once(False, [TrialResources(1, 0)], None, MANY) == at_once
 
 
 def test_a_file_that_is_no_launchers_is_named(monkeypatch: pytest.MonkeyPatch, bootstrap_config: Path) -> None:
@@ -195,10 +203,55 @@ def test_a_file_that_is_no_launchers_is_named(monkeypatch: pytest.MonkeyPatch, b
     for text in ("[", "- a\n- b\n", "available_node_types: {a: 3}\n"):
         bootstrap_config.write_text(text)
         with pytest.raises(ValueError, match="ray_bootstrap_config"):
-            check_cluster(ResourcesConfig(), None, MANY)
+            found(ResourcesConfig())
 
 
-def test_a_second_gpu_would_idle() -> None:
-    """Training uses one; two are refused in as many words."""
-    with pytest.raises(ValueError, match="a trial uses one GPU"):
-        ResourcesConfig(gpus_per_trial=2)
+@pytest.mark.parametrize(
+    ("resources", "machine", "lora", "dreambooth", "at_once"),
+    [
+        ({"gpus_per_trial": 2}, {"CPU": 16, "GPU": 8}, (2, 2, 2), (2, 2, 2), 4),
+        ({"gpus_per_trial": 4, "cpus_per_trial": 8}, {"CPU": 16, "GPU": 8}, (8, 4, 4), (8, 4, 4), 2),
+        ({"gpus_per_trial": {"lora": 0.5, "dreambooth": 4}}, {"CPU": 16, "GPU": 4}, (1, 0.5, 1), (4, 4, 4), 8),
+        ({"gpus_per_trial": {"dreambooth": 2}}, {"CPU": 16, "GPU": 4}, (1, 1, 1), (2, 2, 2), 4),
+        ({"workers_per_trial": {"dreambooth": 2}}, {"CPU": 16, "GPU": 4}, (1, 1, 1), (2, 2, 2), 4),
+        ({"workers_per_trial": 2}, {"CPU": 16}, (2, 0, 2), (2, 0, 2), 8),
+        ({"workers_per_trial": 2, "cpus_per_trial": 1, "gpus_per_trial": 0}, {"CPU": 3, "GPU": 4}, *[(1, 0, 2)] * 2, 3),
+    ],
+)
+def test_parts_of_a_gpu_one_and_several_mix(
+    monkeypatch: pytest.MonkeyPatch,
+    resources: dict[str, Any],
+    machine: dict[str, float],
+    lora: tuple[float, float, int],
+    dreambooth: tuple[float, float, int],
+    at_once: int,
+) -> None:
+    """CPUs, GPUs and workers of a trial: a worker a GPU, a CPU a worker, unless the file says otherwise."""
+    cluster_of(monkeypatch, machine)
+    config = ResourcesConfig(**resources)
+    trials = check_cluster(config, ["lora", "dreambooth"])
+    assert trials == {"lora": TrialResources(*lora), "dreambooth": TrialResources(*dreambooth)}
+    assert trials_at_once(False, trials.values(), None, MANY) == at_once
+    each = stage_resources(trials.values())
+    assert each.gpus == min(1, max(lora[1], dreambooth[1]))
+
+
+@pytest.mark.parametrize(
+    ("resources", "law"),
+    [
+        ({"gpus_per_trial": 4}, r"gpus_per_trial: .* lora needs 4 GPU \(4 workers of 1\), the most .* here is 2"),
+        ({"gpus_per_trial": {"dreambooth": 3}}, r"a trial of dreambooth needs 3 GPU \(3 workers of 1\), .* is 2"),
+        ({"gpus_per_trial": 2, "cpus_per_trial": 9}, r"cpus_per_trial: .* needs 9 CPU \(2 workers of 4.5\), .* is 8"),
+        (
+            {"gpus_per_trial": {"lora": 0, "dreambooth": 1}},
+            "0 for all methods or for none, got 0 for lora, 1 for",
+        ),
+    ],
+)
+def test_what_does_not_fit_on_one_machine_is_refused_with_the_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, Any], law: str
+) -> None:
+    """A trial's workers lie on one machine; two machines with two GPUs each do not make four."""
+    cluster_of(monkeypatch, {"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2})
+    with pytest.raises(ValueError, match=law):
+        check_cluster(ResourcesConfig(**resources), ["lora", "dreambooth"])

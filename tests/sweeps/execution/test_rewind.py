@@ -16,16 +16,17 @@ from torch import Tensor
 
 from sweeps.asked import listed_trials
 from sweeps.config import SweepConfig, resolved_yaml
-from sweeps.execution.cluster import TrialResources
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from tests.sweeps.command import Command
+from tests.sweeps.tiny_sweep import ONE_CPU
 from training.errors import UserError
 from training.layout import LORA_FILE, MANIFEST_FILE
 
@@ -56,7 +57,7 @@ def run(ended: tuple[SweepConfig, Path], tmp_path: Path) -> RunFolder:
 def go_on(config: SweepConfig, folder: RunFolder) -> None:
     """A worker takes the one trial up, as Ray would let it."""
     (record,) = folder.trials()
-    task = TrialTask.of(config, folder, TrialResources(cpus=1, gpus=0, at_once=1))
+    task = TrialTask.of(config, folder, ONE_CPU)
     worker = SweepTrial({"trial": record.trial, "task": task, "config": record.config, "avoid": []})
     while not worker.step()["done"]:
         pass

@@ -23,12 +23,13 @@ from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, reso
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import photos_key, trial_id
 from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.records import TrialRecord
-from tests.sweeps.tiny_sweep import write_sweep
+from tests.sweeps.tiny_sweep import ONE_CPU, write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
 from training.errors import UserError
@@ -50,7 +51,7 @@ def prepare(config: SweepConfig, folder: RunFolder) -> None:
 
 def task_in(folder: RunFolder) -> TrialTask:
     """What the driver would give a trial of this folder's sweep."""
-    return TrialTask.of(load_sweep(folder.sweep_file), folder, TrialResources(cpus=1, gpus=0, at_once=1))
+    return TrialTask.of(load_sweep(folder.sweep_file), folder, ONE_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_a_damaged_record_costs_no_step(
     file = folder.trial_file(trial_id(TRIAL))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert len(mend_ledger(folder)) == 1
-    monkeypatch.delattr("sweeps.execution.trial.train")
+    monkeypatch.delattr("sweeps.execution.worker.train")
     second = begin(folder)
     while not second.step()["done"]:
         pass
@@ -290,7 +291,7 @@ def test_a_machine_with_another_model_trains_nothing(
     begin(folder)
     for other, fails in ((section, True), (None, False)):
         here = models_elsewhere(tiny_sweep(), tmp_path / str(other), other=other)
-        task = TrialTask.of(here, folder, TrialResources(cpus=1, gpus=0, at_once=1))
+        task = TrialTask.of(here, folder, ONE_CPU)
         worker = SweepTrial({"trial": trial_id(TRIAL), "task": task})
         if fails:
             with pytest.raises(UserError, match=f"machine {socket.gethostname()}: {named} .* this machine has another"):
@@ -404,7 +405,7 @@ def test_what_a_machine_lacks_is_not_the_trials_fault(
     folder: RunFolder, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub's refusal, a folder that one machine lacks, a neighbour on the GPU: raised, to be tried elsewhere."""
-    monkeypatch.setattr("sweeps.execution.trial.train", _raising(error))
+    monkeypatch.setattr("sweeps.execution.worker.train", _raising(error))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (1, 10))
     with pytest.raises((ValueError, OSError, RuntimeError)):
         begin(folder).step()
@@ -435,11 +436,11 @@ def test_out_of_memory_is_tried_once_more_with_gradient_checkpointing(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return train(config, *arguments, **options)
 
-    monkeypatch.setattr("sweeps.execution.trial.train", train_in_small_memory)
-    task = replace(task_in(folder), gpus=1)
+    monkeypatch.setattr("sweeps.execution.worker.train", train_in_small_memory)
+    monkeypatch.setattr(TrialResources, "device", "cpu")  # the memory is pretended, the device is not
+    task = replace(task_in(folder), resources={"lora": TrialResources(cpus=1, gpus=1)})
     begin(folder)
     worker = SweepTrial({"trial": trial_id(TRIAL), "task": task})
-    worker._device = "cpu"  # the memory is pretended, the device is not
     worker.step()
     record = read(folder)
     assert tried == [False, True]

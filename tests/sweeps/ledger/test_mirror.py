@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from sweeps.config import SweepConfig, resolved_yaml
-from sweeps.execution.cluster import TrialResources
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
-from sweeps.execution.trial import SweepTrial, TrialTask
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialTask
 from sweeps.export.export import export_checkpoint
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import MirroredRunFolder, bring_here, open_run
 from sweeps.ledger.records import TrialRecord
 from sweeps.ledger.storage import Storage, is_hidden
 from sweeps.report.page import write_report
+from tests.sweeps.tiny_sweep import ONE_CPU
 from training.checkpoint import STATE_FILE, open_checkpoint
 from training.config import LoraConfig
 from training.files import sha256_of, whole_folder
@@ -374,7 +375,7 @@ def test_a_trial_goes_on_on_another_machine(
     list(prepare_run(Preparation.of(config, first, "cpu")))
     head.write(record())
 
-    resources = TrialResources(cpus=1, gpus=0, at_once=1)
+    resources = ONE_CPU
     assert SweepTrial({"trial": "t", "task": TrialTask.of(config, first, resources)}).step()["done"] is False
     shutil.rmtree(first.dir)
     worker = SweepTrial({"trial": "t", "task": TrialTask.of(config, second, resources)})
