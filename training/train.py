@@ -137,7 +137,7 @@ def _checkpoints(
                     _advance(run, step, stats, watcher)
                     checkpoint = _checkpoint(run, out_dir, stats)
                     if run.step < step:
-                        raise TrainingStopped(f"as asked, at step {run.step}")
+                        raise TrainingStopped(f"at step {run.step}")
                     yield checkpoint
                     if share.is_first:  # only now: it may have been damaged before anybody had scored it
                         drop_older_states(checkpoint)

@@ -15,6 +15,7 @@ from sweeps.execution.failures import is_full_disk, keep_traceback
 from sweeps.execution.gauges import Gauges
 from sweeps.execution.live import Board, Display
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, node_at
+from sweeps.execution.worker import Preempted
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.search.searcher import LedgerSearcher
@@ -92,6 +93,11 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if cause is not None and is_full_disk(cause):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder.trials_dir))
         record = self._read(trial)
+        if isinstance(cause, Preempted):
+            self._machines.leaves(record.trial, record.node_id)
+            self._searcher.retry(record, at_once=True)
+            self._show(record)
+            return
         is_lost = isinstance(cause, RayActorError)  # with its worker or machine, which had no time to say why
         reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
         address = getattr(error, "ip", record.machine)

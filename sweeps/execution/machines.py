@@ -94,6 +94,11 @@ class Machines:
         self.set_aside[node_id] = reason
         return True
 
+    def leaves(self, trial: str, node_id: str | None) -> None:
+        """The machine told the trial to end, since it goes itself: no failure, but no place to come back to."""
+        if node_id is not None:
+            self._failed_on.setdefault(trial, set()).add(node_id)
+
     def is_worth_another_try(self, trial: str) -> bool:
         """Has it failed fewer times than is enough?"""
         return self._failures.get(trial, 0) < MAX_FAILURES

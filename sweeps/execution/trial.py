@@ -22,7 +22,7 @@ from sweeps.execution.failures import TRACEBACK_FILE, keep_traceback
 from sweeps.execution.lines import scores_text, step_text
 from sweeps.execution.machines import elsewhere, this_machine
 from sweeps.execution.same_models import check_seen
-from sweeps.execution.worker import OutOfGpuMemory, TrialTask, TrialWorker
+from sweeps.execution.worker import OutOfGpuMemory, Preempted, TrialTask, TrialWorker, heeding_sigterm
 from sweeps.execution.workers import TrialWorkers
 from sweeps.ledger.identity import trial_name
 from sweeps.ledger.mirror import open_run
@@ -45,7 +45,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     machines that it must not be started on.
 
     What the settings themselves cause is written down and reported as a result. Any other exception leaves `step`: the
-    driver retries it elsewhere.
+    driver retries it elsewhere. So does `Preempted`, when SIGTERM announces that the machine goes; training since the
+    last scoring point is then in a checkpoint, from which the next worker goes on.
 
     Its worker's log, which the dashboard keeps with the dead actor, has a line a scoring point and one for how it
     ended. No text of the user's is in it.
@@ -105,12 +106,22 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Train up to the next scoring point, score it, write it down, then report it."""
         if not self._record.is_over:
             try:
-                self._score_next_or_fail()
+                with heeding_sigterm(self._stop):
+                    self._score_next_or_fail()
+            except Preempted as end:
+                self._folder.push(self._folder.trial_dir(self._record.trial))
+                self._log(str(end))
+                raise
             except Exception as error:  # whatever it is: it is noted and goes on its way
                 kind = type(error).__name__  # not its text, which may name files of the user's
                 self._log(f"failed on this machine: {kind}; {TRACEBACK_FILE} in its folder says more")
                 raise
         return report_of(self._record, self._rule)
+
+    def _stop(self) -> None:
+        if self._worker is None:
+            raise Preempted("told to end before it had begun")
+        self._worker.stop()
 
     def _score_next_or_fail(self) -> None:
         """Score the next point, or write down that the trial's own settings do not let it."""
@@ -166,6 +177,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if step == last_step:  # only now: until the ledger has its score, a worker that takes over would begin anew
             self._folder.drop_training_state(self._record.trial)
             self._log_outcome(self._record)
+        self._folder.drop_passed_checkpoints(self._record)
 
     def _open_worker(self) -> TrialWorker | TrialWorkers:
         reached = self._record.checkpoints[-1].step if self._record.checkpoints else 0

@@ -6,7 +6,9 @@ device of its own. The run folder is theirs to fill; the ledger in it is the tri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from training.config import MethodConfig
 from training.dataset import load_dataset
 from training.errors import UserError
 from training.share import Share
-from training.train import train
+from training.train import TrainingStopped, train
 
 SHARE_OF_OTHERS = 0.05
 """Of a GPU's memory that may be in other hands (the desktop, the driver itself) for a trial to count as alone on it."""
@@ -48,6 +50,10 @@ class TrialTask:
     def of(cls, config: SweepConfig, folder: RunFolder, resources: Mapping[str, TrialResources]) -> TrialTask:
         """As the sweep file says, on these resources."""
         return cls(str(folder.dir), config.storage, resources, Scoring.of(config), config.champion)
+
+
+class Preempted(Exception):  # noqa: N818 -- it says what happened
+    """The worker was told to end (SIGTERM): what it had trained since the last scoring point is in a checkpoint."""
 
 
 class OutOfGpuMemory(RuntimeError):  # noqa: N818 -- it says what happened
@@ -97,6 +103,7 @@ class TrialWorker:
         self._folder = open_run(task.run_dir, task.storage)
         self._points: Iterator[Checkpoint] | None = None
         self._checkpoint: Checkpoint | None = None
+        self._is_training = self._must_stop = False
 
     def score_next(self) -> ScoredCheckpoint:
         """All of the next scoring point, by a worker that is alone.
@@ -104,7 +111,7 @@ class TrialWorker:
         Raises:
             UserError: this machine lacks a model, or has another one than the run began with.
             DivergedError: training or a picture is not finite.
-            TrainingStopped: told to stop, it has written a checkpoint on the way.
+            Preempted: `stop` was called meanwhile.
             OutOfGpuMemory: its GPU has no room left.
         """
         self.reach_next()
@@ -117,7 +124,13 @@ class TrialWorker:
             if self._points is None:
                 self._begin()
                 self._points = self._unscored_checkpoints()
-            self._checkpoint = next(self._points)
+            self._is_training = True
+            try:
+                self._checkpoint = next(self._points)
+            except TrainingStopped as stopped:
+                raise Preempted(f"told to end, saved {stopped}") from stopped
+            finally:
+                self._is_training = False
             self._folder.check_there()
 
     def make_pictures(self) -> None:
@@ -129,6 +142,16 @@ class TrialWorker:
         """The scores of the pictures, once all workers have made theirs."""
         with _telling_of_gpu_memory():
             return score_pictures(self._task.scoring, self._folder, self._trial, self._checkpoint, self._device)
+
+    def stop(self) -> None:
+        """End soon, as a signal's handler: training after the step that is being taken, anything else at once.
+
+        Raises:
+            Preempted: nothing is being trained.
+        """
+        self._must_stop = True
+        if not self._is_training:
+            raise Preempted("told to end between two checkpoints")
 
     def close(self) -> None:
         """Let go of what was trained."""
@@ -169,8 +192,22 @@ class TrialWorker:
             resume_from,
             out_dir=trial_dir,
             device=self._device,
+            should_stop=lambda: self._must_stop,
             share=self._share,
         )
+
+
+@contextmanager
+def heeding_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """While this lasts, SIGTERM calls `stop` in place of ending the process: machines that go send it beforehand."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ collectives while they train, and never between.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from ray.train._internal.worker_group import WorkerGroup  # what it is given, `T
 from ray.train.torch import TorchConfig
 
 from sweeps.execution.cluster import TrialResources
-from sweeps.execution.worker import TrialWorker
+from sweeps.execution.worker import TrialWorker, heeding_sigterm
 from sweeps.ledger.records import ScoredCheckpoint
 from training.share import Share
 
@@ -34,18 +36,28 @@ class WorkerActor:
         """Be this worker; it begins with its first piece of work."""
         self._name = f"{name} {share.rank + 1}/{share.world_size}"
         self._worker = open_worker(share)
+        if not share.is_first:  # which saves what all have; until it has, none may leave
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._stop = self._worker.stop if share.is_first else lambda: None
+
+    def pid(self) -> int:
+        """Of this process, on the trial's own machine."""
+        return os.getpid()
 
     def reach_next(self) -> None:
         """As the worker's."""
-        self._worker.reach_next()
+        with heeding_sigterm(self._stop):
+            self._worker.reach_next()
 
     def make_pictures(self) -> None:
         """As the worker's."""
-        self._worker.make_pictures()
+        with heeding_sigterm(self._stop):
+            self._worker.make_pictures()
 
     def score(self) -> ScoredCheckpoint:
         """As the worker's."""
-        return self._worker.score()
+        with heeding_sigterm(self._stop):
+            return self._worker.score()
 
     def __repr__(self) -> str:
         """`lora_r16_lr1e-4 2/4`: Ray shows it for the actor, its tasks and its log lines."""
@@ -72,6 +84,7 @@ class TrialWorkers:
         torch_config.backend_cls().on_start(self._group, torch_config)
         shares = [Share(rank, resources.workers) for rank in range(resources.workers)]
         self._answers("open", [(open_worker, share, name) for share in shares])
+        (self._first_pid,) = self._answers("pid", [()])
 
     def score_next(self) -> ScoredCheckpoint:
         """All of the next scoring point. The first worker scores, and has written the checkpoint.
@@ -84,6 +97,10 @@ class TrialWorkers:
         self._answers("make_pictures")
         scored: ScoredCheckpoint = self._answers("score", [()])[0]
         return scored
+
+    def stop(self) -> None:
+        """Let the first worker hear of it: it saves, its failure ends the others."""
+        os.kill(self._first_pid, signal.SIGTERM)
 
     def close(self) -> None:
         """End the workers' processes, whatever they wait for."""
@@ -100,28 +117,29 @@ class TrialWorkers:
             try:
                 ray.get(done)
             except (RayTaskError, RayActorError) as first:
-                raise _root_of([first, *_failures(waiting)]) from first
+                raise _root_of(first, waiting) from first
         return ray.get(answers)  # type: ignore[no-any-return]
 
 
-def _failures(waiting: Sequence[Any]) -> list[Exception]:
-    """What the other workers failed with, those that do in time."""
-    failed, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=SECONDS_TO_FAIL) if waiting else ([], [])
-    errors: list[Exception] = []
-    for answer in failed:
-        try:
-            ray.get(answer)
-        except (RayTaskError, RayActorError) as error:
-            errors.append(error)
-    return errors
+def _root_of(first: RayTaskError | RayActorError, waiting: Sequence[Any]) -> Exception:
+    """The failure that the first one comes from.
 
-
-def _root_of(errors: Sequence[Exception]) -> Exception:
-    """Of the workers' failures the one that the others come from: a death, else what was raised first.
-
-    A worker that has lost another one in a collective raises a plain RuntimeError.
+    A worker whose collective was cut off by another one's end raises a plain RuntimeError; what that other one has to
+    say may come after it.
     """
-    causes = [error.cause if isinstance(error, RayTaskError) else error for error in errors]
+    causes = [_cause_of(first)]
+    if type(causes[0]) is RuntimeError and waiting:
+        others, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=SECONDS_TO_FAIL)
+        for answer in others:
+            try:
+                ray.get(answer)
+            except (RayTaskError, RayActorError) as error:
+                causes.append(_cause_of(error))
     lost = [cause for cause in causes if isinstance(cause, RayActorError)]
     told = [cause for cause in causes if type(cause) is not RuntimeError]
     return (lost or told or causes)[0]
+
+
+def _cause_of(error: RayTaskError | RayActorError) -> Exception:
+    cause: Exception = error.cause if isinstance(error, RayTaskError) else error
+    return cause

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -149,6 +150,12 @@ class RunFolder:
         for state in self.trial_dir(trial).glob(f"checkpoint-*/{STATE_FILE}"):
             state.unlink()
 
+    def drop_passed_checkpoints(self, record: TrialRecord) -> None:
+        """Free the checkpoints that a worker wrote on its way, when it was told to stop, once a later one is scored."""
+        for folder in self.trial_dir(record.trial).glob("checkpoint-*"):
+            if is_passed(folder.name, record):
+                shutil.rmtree(folder)
+
     def push(self, *parts: Path, without: Sequence[str] = ()) -> None:
         """Let other machines have these files and folders: nothing to do, the folder is shared.
 
@@ -238,3 +245,10 @@ class RunFolder:
     def lease_place(self) -> Place:
         """Where all machines look for who runs it."""
         return FilePlace(self.dir / LEASE_FILE)
+
+
+def is_passed(checkpoint_folder: str, record: TrialRecord) -> bool:
+    """Is a folder of this name (`checkpoint-<step>`) a checkpoint that was never scored, before one that was?"""
+    step = int(checkpoint_folder.rpartition("-")[2])
+    scored = [checkpoint.step for checkpoint in record.checkpoints]
+    return step not in scored and step < max(scored, default=0)

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.folder import RunFolder, is_passed
 from sweeps.ledger.lease import Place, StoragePlace
 from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import TrialRecord
@@ -140,6 +140,20 @@ class MirroredRunFolder(RunFolder):
         super().drop_training_state(trial)
         names = self.storage.names(self.relative(self.trial_dir(trial)))
         self.storage.remove(*(name for name in names if PurePosixPath(name).name == STATE_FILE))
+
+    def drop_passed_checkpoints(self, record: TrialRecord) -> None:
+        """Free them here and there."""
+        super().drop_passed_checkpoints(record)
+        units = {name: _unit_of(name) for name in self.storage.names(self.relative(self.trial_dir(record.trial)))}
+        self.storage.remove(
+            *(
+                name
+                for name, unit in units.items()
+                if unit is not None
+                and (folder := PurePosixPath(unit).name).startswith("checkpoint-")
+                and is_passed(folder, record)
+            )
+        )
 
     @property
     def lease_place(self) -> Place:

@@ -1,0 +1,78 @@
+"""A trial that something happens to in the middle of its training, and a log of every step that any worker takes.
+
+`<run>.strikes` is a folder with a file for each trial to be struck, `<trial>.json`: which worker (`rank`), after which
+`step`, and `how`. A strike happens once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialWorker
+from tests.sweeps.logged_trial import log
+from training.checkpoint import Checkpoint
+from training.dataset import load_dataset
+from training.train import train
+
+
+class StruckWorker(TrialWorker):
+    """The worker as it is, but for what strikes it."""
+
+    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
+        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
+        return train(
+            self._hyperparameters,
+            dataset,
+            due,
+            resume_from,
+            out_dir=trial_dir,
+            device=self._device,
+            on_step=self._took_a_step,
+            should_stop=lambda: self._must_stop,
+            share=self._share,
+        )
+
+    def _took_a_step(self, step: int, _loss: float) -> None:
+        log(self._folder.dir, {"trial": self._trial, "rank": self._share.rank, "step": step})
+        file = strike_file(self._folder.dir, self._trial)
+        strike = json.loads(file.read_text()) if file.exists() else {}
+        if (strike.get("rank"), strike.get("step")) != (self._share.rank, step):
+            return
+        file.unlink()
+        if strike["how"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if strike["how"] == "preempted":
+            os.kill(int(pid_file(self._folder.dir, self._trial).read_text()), signal.SIGTERM)
+
+
+class StruckTrial(SweepTrial):
+    """Says which process it is."""
+
+    worker_class = StruckWorker
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """The trial's own."""
+        super().setup(config)
+        pid_file(self._folder.dir, self._record.trial).write_text(str(os.getpid()))
+
+
+def strike(run_dir: Path, trial: str, **what: Any) -> None:
+    """Have it struck."""
+    strike_file(run_dir, trial).parent.mkdir(exist_ok=True)
+    strike_file(run_dir, trial).write_text(json.dumps(what))
+
+
+def strike_file(run_dir: Path, trial: str) -> Path:
+    """Where it is written."""
+    return Path(f"{run_dir}.strikes") / f"{trial}.json"
+
+
+def pid_file(run_dir: Path, trial: str) -> Path:
+    """Names the trial's newest process."""
+    return Path(f"{run_dir}.strikes") / f"{trial}.pid"
