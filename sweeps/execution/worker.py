@@ -131,6 +131,8 @@ class TrialWorker:
                 raise Preempted(f"told to end, saved {stopped}") from stopped
             finally:
                 self._is_training = False
+            if self._must_stop:
+                raise Preempted(f"told to end, saved at step {self._checkpoint.step}")
             self._folder.check_there()
 
     def make_pictures(self) -> None:

@@ -29,7 +29,7 @@ from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
 from training.methods import TrainedModules, copy_for_training
 from training.stable_diffusion import base_pipeline, frozen_module, load_base_model, shared_copy
-from training.train import NonFiniteLoss, check_training, train
+from training.train import NonFiniteLoss, TrainingStopped, check_training, train
 
 CPU = torch.device("cpu")
 NUM_TIMESTEPS = 1000
@@ -222,6 +222,38 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert_same(weights(resumed), weights(whole))
     state = "training_state.safetensors"
     assert (resumed.dir / state).read_bytes() == (whole.dir / state).read_bytes()
+
+
+def test_a_training_that_is_told_to_stop_goes_on_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
+    """From the step it had come to, wherever that lies; on the way it yields nothing."""
+    whole = last(train(DREAMBOOTH, dataset, [], out_dir=tmp_path / "whole", device="cpu"))
+    steps: list[int] = []
+    told = train(
+        DREAMBOOTH,
+        dataset,
+        [],
+        out_dir=tmp_path / "told",
+        device="cpu",
+        on_step=lambda step, _: steps.append(step),
+        should_stop=lambda: steps[-1] == 3,
+    )
+    with pytest.raises(TrainingStopped, match="at step 3"):
+        next(told)
+    stopped = latest_checkpoint(tmp_path / "told")
+    assert stopped is not None
+    assert (stopped.step, steps) == (3, [1, 2, 3])
+    resumed = last(train(DREAMBOOTH, dataset, [], stopped, out_dir=tmp_path / "told", device="cpu"))
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_a_stop_at_a_checkpoint_is_that_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    """It is yielded as ever: nothing was cut short."""
+    checkpoints = train(DREAMBOOTH, dataset, [2], out_dir=tmp_path, device="cpu", should_stop=lambda: True)
+    with pytest.raises(TrainingStopped, match="at step 1"):
+        next(checkpoints)
+    first = latest_checkpoint(tmp_path)
+    checkpoints = train(DREAMBOOTH, dataset, [2], first, out_dir=tmp_path, device="cpu", should_stop=lambda: True)
+    assert next(checkpoints).step == 2
 
 
 def test_8bit_adam_resumes_bit_for_bit_too(dataset: Dataset, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Run:
         return [e["step"] for e in read_log(self.dir) if (e["trial"], e["rank"]) == (trial, worker)]
 
     def trial_dir(self, lora_rank: int) -> Path:
+        """The trial's folder."""
         return RunFolder(self.dir).trial_dir(self.trials[lora_rank].trial)
 
 
