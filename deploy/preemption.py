@@ -1,11 +1,11 @@
 """Gives the trials of this machine the time to save before the machine is taken away.
 
-    python preemption.py aws                  on a spot machine: waits for the cloud's notice (two minutes), then sees the trials off
-    python preemption.py gcp                  the same where the notice is half a minute
-    python preemption.py now --seconds 100    the end is certain already: what Kubernetes runs before it stops a pod (preStop)
+    python preemption.py aws                  on a spot machine: wait for the notice, two minutes before the end
+    python preemption.py gcp                  the same, half a minute before it
+    python preemption.py now --seconds 100    the end is certain: what Kubernetes runs before it stops a pod (preStop)
 
-Ray is told first that nothing new may start here; then every trial gets SIGTERM, saves a checkpoint and leaves. Python and Ray are all it needs:
-it runs beside Ray on a worker, in the same container.
+Ray is told that nothing new may start here, and every trial gets SIGTERM, saves a checkpoint and leaves. It runs beside
+Ray on a worker, in the same container, and needs Python alone.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ POLL_SECONDS = 2.0
 AWS_METADATA = "http://169.254.169.254"
 GCP_METADATA = "http://metadata.google.internal"
 
-# A proxy of the environment must not be asked: the metadata service answers this machine alone.
+# No proxy of the environment is asked: the metadata service answers this machine alone.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def aws_notice(metadata: str = AWS_METADATA) -> bool:
-    """Is this spot instance about to be taken? Asked by version 2 of the metadata service, which wants a session's token.
+    """Is this spot instance about to be taken? Version 2 of the metadata service wants a session's token first.
 
     Raises:
         OSError: the metadata service does not answer.
@@ -95,7 +95,10 @@ def processes(proc: Path = Path("/proc")) -> Iterator[tuple[int, list[str]]]:
             continue
         try:
             if folder.stat().st_uid == os.getuid():
-                yield int(folder.name), (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+                yield (
+                    int(folder.name),
+                    (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0"),
+                )
         except (FileNotFoundError, ProcessLookupError):
             continue  # has ended meanwhile
 

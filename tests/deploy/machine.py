@@ -1,6 +1,7 @@
-"""A machine for Ray's cluster launcher that rents, mounts and installs nothing: programs on its PATH write down what they are asked.
+"""A machine for Ray's cluster launcher that mounts, installs and starts nothing: programs write down their arguments.
 
-Ray's own code makes every command, as `ray up` does; `ssh` hands it to a shell of this machine, `docker exec` to one with the container's home.
+Ray's own code makes every command, as `ray up` does; `ssh` hands it to a shell of this machine, `docker exec` to one
+whose home is the container's.
 """
 
 from __future__ import annotations
@@ -67,13 +68,10 @@ case "$*" in
   '-m venv'*) mkdir -p "$3/bin"; ln -sf "$(command -v pip)" "$(command -v ray)" "$(command -v dreamsweep)" "$3/bin" ;;
 esac""",
 }
-"""What a program does besides writing its arguments down. `STATE` is a folder for what it must remember, `MACHINE` the machine's home."""
-REAL = (
-    *("bash", "cat", "chmod", "cp", "dirname", "env", "flock", "grep", "hostname", "ln", "mkdir", "nohup", "readlink", "setsid"),
-    *("sleep", "touch", "tr", "true", "uptime"),
-)
-"""All that a machine has besides: nothing here can start, stop or install anything on the computer that the tests run on."""
-SILENT = ("chown", "cloud-init", "curl", "dreamsweep", "pip", "python", "ray", "usermod", "timeout")
+"""What a program does besides. `STATE` is a folder for what it must remember, `MACHINE` the machine's home."""
+REAL = "bash cat chmod cp dirname env flock grep hostname ln mkdir nohup setsid sleep touch uptime".split()
+"""All that a machine has besides, so that nothing on the computer itself is started, stopped or installed."""
+SILENT = "chown cloud-init dreamsweep pip python ray timeout usermod".split()
 
 
 class Machine:
@@ -133,7 +131,11 @@ class Machine:
 
     def config(self, text: str) -> dict[str, Any]:
         """A launcher file as Ray completes it, with this machine's folders in place of the absolute ones."""
-        here = {"/mnt/dreamsweep": self.shared, "/home/ray": self.container, "/tmp/dreamsweep": self.home / "dreamsweep"}  # noqa: S108
+        here = {
+            "/mnt/dreamsweep": self.shared,
+            "/home/ray": self.container,
+            "/tmp/dreamsweep": self.home / "dreamsweep",  # noqa: S108
+        }
         for path, ours in here.items():
             text = text.replace(path, str(ours))
         config = prepare_config(yaml.safe_load(text))
@@ -149,7 +151,9 @@ class Machine:
             click.ClickException: `ray up` failed.
         """
         with self.entered():
-            commands.get_or_create_head_node(self.config(text), "cluster.yaml", False, False, True, None, _provider=Rented())
+            commands.get_or_create_head_node(
+                self.config(text), "cluster.yaml", False, False, True, None, _provider=Rented()
+            )
 
     def join(self, text: str) -> int:
         """Set this machine up as a worker, as the head does; the exit code of that."""

@@ -1,4 +1,4 @@
-"""Laws of the three files for Ray's cluster launcher: what `ray up` would do, done with Ray's own code against a machine of stubs.
+"""Laws of the three files for Ray's cluster launcher: what `ray up` does, by Ray's own code, on a machine of stubs.
 
 pytest tests/deploy/test_launcher.py     half a minute; no cloud, no Docker, no Ray session
 """
@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,11 @@ from tests.deploy.machine import CLONE, Machine
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 FILES = {"aws": CLONE / "cluster.yaml", "gcp": CLONE / "deploy/gcp.yaml", "local": CLONE / "deploy/machines.yaml"}
 CLOUDS = ["aws", "gcp"]
-FILLED = {"FILE_SYSTEM.efs": "fs-0123456789abcdef0.efs", "FILESTORE_IP": "10.0.0.2", "project_id: null": "project_id: p"}
+FILLED = {
+    "FILE_SYSTEM.efs": "fs-0123456789abcdef0.efs",
+    "FILESTORE_IP": "10.0.0.2",
+    "project_id: null": "project_id: p",
+}
 
 
 def text_of(name: str) -> str:
@@ -62,13 +65,13 @@ def test_satisfies_the_schema_of_ray(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_clean_clone_has_what_is_copied(name: str, tmp_path: Path, laptop: Path) -> None:
-    """Ray reads every file mount after it has rented the head: each is in the repository, and none holds more than dreamsweep."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=CLONE, capture_output=True, text=True, check=True).stdout.split("\n")
+    """Ray reads file mounts after it has rented the head: each is in the repository, and none holds more."""
+    ignored = {line.strip("/") for line in (CLONE / ".gitignore").read_text().splitlines()}
     mounts = set(config_of(name)["file_mounts"].values())
     assert mounts >= {"~/.ray/auth_token", "pyproject.toml", "sweeps", "training", "evaluation"}
     for source in mounts - {"~/.ray/auth_token"}:
-        assert any(path == source or path.startswith(f"{source}/") for path in tracked), source
-    assert not mounts & {".", "photos", "runs"}
+        assert (CLONE / source).exists()
+        assert source not in {".", "photos", *ignored}
 
     machine = Machine(tmp_path / "head")
     with machine.entered():
@@ -76,26 +79,9 @@ def test_a_clean_clone_has_what_is_copied(name: str, tmp_path: Path, laptop: Pat
         hash_runtime_conf(config["file_mounts"], None, config)
 
 
-def test_dreamsweep_is_built_from_what_is_copied(tmp_path: Path) -> None:
-    """The file mounts are enough for the wheel; nothing is written beside them (in the container they are another user's)."""
-    source = tmp_path / "source"
-    for remote, local in config_of("local")["file_mounts"].items():
-        if "dreamsweep" in remote:
-            target = source / remote.removeprefix("~/dreamsweep/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            whole = CLONE / local
-            shutil.copytree(whole, target, ignore=shutil.ignore_patterns("__pycache__", ".work")) if whole.is_dir() else shutil.copy(whole, target)
-    before = sorted(source.rglob("*"))
-    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / done.stdout.split()[-1]).exists()
-    assert sorted(source.rglob("*")) == before
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_head_comes_up_and_comes_up_again(name: str, tmp_path: Path, laptop: Path) -> None:
-    """All of `ray up` succeeds, twice: volume, token, installation, live page, then Ray with tokens on and the dashboard inside."""
+    """All of `ray up` succeeds, twice: volume, token, installation, live page, then Ray behind its token."""
     machine = Machine(tmp_path / "head")
     if name == "local":
         machine.shared.mkdir()
@@ -137,7 +123,10 @@ BROKEN = [
     ("local", {"nvidia-smi": "printf '560.1\n560.1\n'"}, r"dreamsweep: .*NVIDIA driver 560.1 is too old"),
     ("local", {"python3": "exit 1"}, r"dreamsweep: .*python3 must be Python 3.11 or newer"),
     *((name, {"mount": "exit 32"}, r"dreamsweep: \S+:/\S* cannot be mounted") for name in CLOUDS),
-    *((name, {"chown": '[ "$1" != 1000:100 ]'}, r"dreamsweep: \S+:/\S* does not let root give the folder") for name in CLOUDS),
+    *(
+        (name, {"chown": '[ "$1" != 1000:100 ]'}, r"dreamsweep: \S+:/\S* does not let root give the folder")
+        for name in CLOUDS
+    ),
 ]
 
 
@@ -235,7 +224,9 @@ def test_ec2_knows_every_word() -> None:
     from botocore.model import ServiceModel
     from botocore.validate import ParamValidator
 
-    operation = ServiceModel(loaders.Loader().load_service_model("ec2", "service-2"), "ec2").operation_model("RunInstances")
+    operation = ServiceModel(loaders.Loader().load_service_model("ec2", "service-2"), "ec2").operation_model(
+        "RunInstances"
+    )
     for kind in config_of("aws")["available_node_types"].values():
         asked = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}
         assert not ParamValidator().validate(asked, operation.input_shape).has_errors()
@@ -244,7 +235,7 @@ def test_ec2_knows_every_word() -> None:
 
 
 def test_compute_engine_knows_every_word() -> None:
-    """The types of machines are what Compute Engine's instances.insert takes, by the description that Google's client ships."""
+    """The types of machines are what Compute Engine takes, by the description that Google's client ships."""
     cache = pytest.importorskip("googleapiclient.discovery_cache", reason="needs google-api-python-client")
     schemas = json.loads((Path(cache.__file__).parent / "documents/compute.v1.json").read_text())["schemas"]
 

@@ -24,7 +24,11 @@ from tests.deploy.machine import CLONE
 @contextmanager
 def metadata(answers: dict[tuple[str, str], tuple[int, str]]) -> Iterator[str]:
     """A metadata service that answers `(method, path)`; like the real ones it refuses who does not know its headers."""
-    headers = {"PUT": "X-aws-ec2-metadata-token-ttl-seconds", "aws": "X-aws-ec2-metadata-token", "gcp": "Metadata-Flavor"}
+    headers = {
+        "PUT": "X-aws-ec2-metadata-token-ttl-seconds",
+        "aws": "X-aws-ec2-metadata-token",
+        "gcp": "Metadata-Flavor",
+    }
 
     class Service(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -101,7 +105,13 @@ def test_only_trials_are_seen_off(tmp_path: Path) -> None:
     """By the title that Ray gives to a trial's process, at work or not; not what merely begins so."""
     proc = proc_with(
         tmp_path,
-        {1: ["ray::SweepTrial"], 2: ["ray::SweepTrial.train"], 3: ["ray::SweepTrialKeeper"], 4: ["ray::IDLE"], 5: ["python"]},
+        {
+            1: ["ray::SweepTrial"],
+            2: ["ray::SweepTrial.train"],
+            3: ["ray::SweepTrialKeeper"],
+            4: ["ray::IDLE"],
+            5: ["python"],
+        },
     )
     assert preemption.trials(proc) == {1, 2}
 
@@ -147,7 +157,9 @@ def test_a_trial_gets_one_sigterm_and_its_time(tmp_path: Path, leave: str, left:
             assert trial.stdout.readline() == b"ready\n"
             proc = proc_with(tmp_path / "proc", {trial.pid: ["ray::SweepTrial.step"]})
             if left:  # the kernel takes an ended process out of /proc
-                threading.Thread(target=lambda: (trial.wait(), (proc / f"{trial.pid}/cmdline").unlink()), daemon=True).start()
+                threading.Thread(
+                    target=lambda: (trial.wait(), (proc / f"{trial.pid}/cmdline").unlink()), daemon=True
+                ).start()
             assert preemption.see_off(20 if left else 0.5, proc, poll_seconds=0.05) is left
             assert (tmp_path / "saved").read_text() == "saved"
         finally:
@@ -173,6 +185,9 @@ def test_one_watches_a_machine(tmp_path: Path) -> None:
 def test_it_needs_nothing_but_python(tmp_path: Path) -> None:
     """It starts in the container before anything of dreamsweep is imported."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", CLONE / "deploy/preemption.py", "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", CLONE / "deploy/preemption.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0
