@@ -69,9 +69,12 @@ case "$*" in
 esac""",
 }
 """What a program does besides. `STATE` is a folder for what it must remember, `MACHINE` the machine's home."""
-REAL = "bash cat chmod cp dirname env flock grep hostname ln mkdir nohup setsid sleep touch uptime".split()
+REAL = (
+    *("bash", "cat", "chmod", "cp", "dirname", "env", "flock", "grep"),
+    *("hostname", "ln", "mkdir", "nohup", "setsid", "sleep", "touch", "uptime"),
+)
 """All that a machine has besides, so that nothing on the computer itself is started, stopped or installed."""
-SILENT = "chown cloud-init dreamsweep pip python ray timeout usermod".split()
+SILENT = ["chown", "cloud-init", "dreamsweep", "pip", "python", "ray", "timeout", "usermod"]
 
 
 class Machine:
