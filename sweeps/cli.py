@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sweeps.wording import earlier_text, failure_text, learning_rate_text
+from sweeps.wording import bytes_text, earlier_text, failure_text, learning_rate_text
 from training.errors import UserError
 from training.names import shown
 
@@ -47,6 +47,15 @@ app = typer.Typer(
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada.")]
 Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDR",
+        help="The cluster's Ray dashboard, such as http://127.0.0.1:8265; else as RAY_API_SERVER_ADDRESS says.",
+    ),
+]
+OutThere = Annotated[str, typer.Option("--out", metavar="DIR", help="The folder of runs on the cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -290,6 +299,106 @@ def export(
     from sweeps.export.export import export_checkpoint
 
     _say(f"exported  {export_checkpoint(run, dest, trial=trial, format=format.value)}")
+
+
+@app.command()
+def submit(
+    sweep: SweepFile,
+    address: Address = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Replace a value.")] = None,
+    out: OutThere = "/mnt/dreamsweep/runs",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show what it prints until it ends, and end with its exit code.")
+    ] = False,
+) -> None:
+    """Run a sweep on a Ray cluster elsewhere, photos and all. The same command again resumes."""
+    from sweeps.clusters.dashboard import Dashboard, dashboard_address
+    from sweeps.clusters.submit import follow_job, stopped_following, submit_sweep, where_to_look
+    from sweeps.config import load_sweep
+    from sweeps.prompts import comments_in_texts
+
+    config = load_sweep(sweep, overrides or [])
+    for warning in comments_in_texts(sweep):
+        _complain(f"mind: {warning}")
+    dashboard = Dashboard(dashboard_address(address, os.environ))
+    submitted = submit_sweep(config, sweep.resolve().parent, dashboard, out, _complain, to_follow=follow)
+    for line in where_to_look(submitted, dashboard, config, out, sweep):
+        _say(line)
+    if follow:
+        try:
+            code = follow_job(dashboard, submitted.job, config.name, Console(), _say)
+        except KeyboardInterrupt:
+            _complain(stopped_following(submitted.job, dashboard))
+            code = 1
+        raise typer.Exit(code)
+
+
+@app.command()
+def fetch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder on the cluster.")],
+    dest: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="Folder to write; default: the run's name.")
+    ] = None,
+    address: Address = None,
+    out: OutThere = "/mnt/dreamsweep/runs",
+    trial: Annotated[
+        str | None, typer.Option("--trial", metavar="ID", help="This trial's best weights; else the champion's.")
+    ] = None,
+    format: Annotated[  # noqa: A002 -- the option's name
+        ExportFormat | None,
+        typer.Option("--format", help="As `export` has it, made on the cluster; else the checkpoint as it is."),
+    ] = None,
+) -> None:
+    """Bring a run's report, table, renders and best weights from a cluster."""
+    from sweeps.clusters.dashboard import Dashboard, dashboard_address
+    from sweeps.clusters.fetch import fetch_run, run_on_cluster
+
+    there = run_on_cluster(run, out)
+    dashboard = Dashboard(dashboard_address(address, os.environ))
+    with Console(stderr=True).status("looking") as status:
+        fetched = fetch_run(
+            dashboard,
+            there,
+            dest or Path(Path(there).name),
+            trial,
+            None if format is None else format.value,
+            progress=lambda here, all_: status.update(Text(f"{bytes_text(here)} of {bytes_text(all_)}")),
+        )
+    for remark in fetched.remarks:
+        _complain(remark)
+    _say(f"fetched   {fetched.dest}: {fetched.num_files} files, {bytes_text(fetched.num_bytes)}; {fetched.what}")
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDR", help="Look at the cluster with this Ray dashboard.")
+    ] = None,
+    sweep: Annotated[
+        Path | None, typer.Option("--sweep", metavar="SWEEP.yaml", help="Look for what this sweep needs, too.")
+    ] = None,
+    out: OutThere = "/mnt/dreamsweep/runs",
+    hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the hub of models answers.")] = False,
+) -> None:
+    """Say what would go wrong on this machine or, with --address, on that cluster. Exit 0 if all is well, else 1."""
+    from sweeps.clusters.doctor import look_at_cluster, look_here
+    from sweeps.config import load_sweep
+
+    config = None if sweep is None else load_sweep(sweep)
+    if address is None:
+        findings = look_here(config, ask_hub=hub)
+    else:
+        from sweeps.clusters.dashboard import dashboard_address
+        from sweeps.clusters.submit import check_out
+
+        check_out(out)
+        findings = look_at_cluster(dashboard_address(address, os.environ), out, config)
+    is_well = True
+    for finding in findings:
+        is_well = is_well and finding.is_well
+        mark = typer.style("ok  ", fg="green") if finding.is_well else typer.style("mend", fg="red")
+        typer.echo(f"{mark}  {finding.what:<12}{shown(finding.said)}")
+    raise typer.Exit(0 if is_well else 1)
 
 
 # --- printing --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from training.errors import UserError
 SECONDS_TO_ANSWER = 20.0
 """How long a cluster may take to answer; Ray itself gives one that starts as long."""
 _QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_TOKEN_SOURCES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"  # noqa: S105 -- names
+TOKEN_SOURCES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"  # noqa: S105 -- names
 _LEFT_TO_RAY = ("RAY_USE_TLS", "RAY_ENABLE_K8S_TOKEN_AUTH")
 _NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
@@ -37,7 +37,7 @@ def check_cluster_answers(address: str, seconds: float = SECONDS_TO_ANSWER) -> N
     """
     if "://" in address or any(os.environ.get(name, "0").lower() in ("1", "true") for name in _LEFT_TO_RAY):
         return
-    token = _token(os.environ)
+    token = ray_token(os.environ)
     try:
         place = canonicalize_bootstrap_address(address)
     except ValueError as error:
@@ -47,7 +47,7 @@ def check_cluster_answers(address: str, seconds: float = SECONDS_TO_ANSWER) -> N
     code = _ask(place, token, seconds)
     if code == grpc.StatusCode.UNAUTHENTICATED:
         what = "refuses this machine's token" if token else "asks for a token, and this machine has none"
-        raise UserError(f"--address {address}: the cluster at {place} {what}; its own must stand in {_TOKEN_SOURCES}")
+        raise UserError(f"--address {address}: the cluster at {place} {what}; its own must stand in {TOKEN_SOURCES}")
     if code in _NO_ANSWER:
         raise UserError(f"--address {address}: Ray must answer there, and nothing at {place} did for {seconds:g} s")
 
@@ -82,7 +82,7 @@ def _ask(place: str, token: str | None, seconds: float) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def _token(environment: Mapping[str, str]) -> str | None:
+def ray_token(environment: Mapping[str, str]) -> str | None:
     """The token that Ray will send, found where and as Ray finds it; None where it will send none."""
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
@@ -97,7 +97,7 @@ def _token(environment: Mapping[str, str]) -> str | None:
         return token or None
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     found = f"{named} cannot be read or is empty" if named else "found none"
-    raise UserError(f"RAY_AUTH_MODE: token asks for a token in {_TOKEN_SOURCES}; {found}")
+    raise UserError(f"RAY_AUTH_MODE: token asks for a token in {TOKEN_SOURCES}; {found}")
 
 
 def _token_file(environment: Mapping[str, str]) -> Path:

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.execution import session
-from sweeps.execution.ray_token import _token
+from sweeps.execution.ray_token import ray_token
 from sweeps.execution.session import ray_session
 from tests.sweeps.fake_run import build_run
 
@@ -133,7 +133,7 @@ def test_rays_own_dashboard_shows_the_page(console: Console, tmp_path: Path, mon
 
 def ask_dashboard(address: str, deadline_seconds: float = 60) -> dict[str, Any]:
     """What it answers, as soon as the part of it that does has started up."""
-    token = _token(os.environ)
+    token = ray_token(os.environ)
     request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
     give_up = time.monotonic() + deadline_seconds
     while True:
