@@ -322,7 +322,7 @@ def submit(
         _complain(f"mind: {warning}")
     dashboard = Dashboard(dashboard_address(address, os.environ))
     submitted = submit_sweep(config, sweep.resolve().parent, dashboard, out, _complain, to_follow=follow)
-    for line in where_to_look(submitted, dashboard, config, out, sweep):
+    for line in where_to_look(submitted, dashboard, config, out, sweep, overrides or []):
         _say(line)
     if follow:
         try:

@@ -38,6 +38,8 @@ SECONDS_TO_START = 60.0
 """How long a head that has just started may lack the agent that takes jobs."""
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TICKS = 2.0
+SECONDS_TO_NOTICE = 3.0
+"""Until Ray's own watch over a job that has ended ends too: deleted before, it would be listed again, as failed."""
 TRIES = 30
 """How often a log that cannot be followed is asked for again, two seconds apart: a laptop changes its network."""
 BYTES_AT_ONCE = 2**20
@@ -190,6 +192,7 @@ class Dashboard:
             if not self.job(job).status.is_terminal():
                 self._client.stop_job(job)
                 self.wait(job)
+            time.sleep(SECONDS_TO_NOTICE)
             self._client.delete_job(job)
 
     def follow(self, job: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -109,9 +110,10 @@ def _running_job(dashboard: Dashboard, sweep: str, out: str) -> str | None:
 
 
 def where_to_look(
-    submitted: Submitted, dashboard: Dashboard, config: SweepConfig, out: str, sweep: Path
+    submitted: Submitted, dashboard: Dashboard, config: SweepConfig, out: str, sweep: Path, overrides: Sequence[str]
 ) -> Sequence[str]:
     """Lines for people."""
+    again = shlex.join([str(sweep), *(part for override in overrides for part in ("--set", override))])
     root, address = dashboard.address, f"--address {dashboard.address}"
     at = "" if out == OUT else f" --out {out}"
     what = "submitted" if submitted.is_new else "running  "
@@ -119,7 +121,7 @@ def where_to_look(
         f"{what} {submitted.job}",
         f"job       {root}/#/jobs/{submitted.job}",
         f"metrics   {root}/#/metrics, which is the live page where the cluster shows it (dreamsweep watch {out}, 8266)",
-        f"follow    dreamsweep submit {sweep} {address}{at} --follow",
+        f"follow    dreamsweep submit {again} {address}{at} --follow",
         f"fetch     dreamsweep fetch {config.name} {address}{at}",
     ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.clusters.findings import Finding
 from sweeps.clusters.machine import Machine, look_at_machine
+from sweeps.clusters.there.sweep import keep_here
 from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.storage import Storage
 from sweeps.wording import bytes_text, failure_text
@@ -55,6 +58,7 @@ def check_from_head(asked: Mapping[str, Any], folder: Path) -> int:
         folder: the job's working directory.
     """
     del folder
+    keep_here(os.environ)
     context = ray.init(address="auto", logging_level="critical", log_to_driver=False)
     try:
         out = Path(asked["out"])
@@ -89,6 +93,7 @@ class _Probe:
         self.text = uuid.uuid4().hex
         self.name = f".probe-{self.text}.txt"
         self._file = folder / self.name
+        self._made = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file.write_text(self.text)
@@ -96,8 +101,12 @@ class _Probe:
             self.name = ""
 
     def remove(self) -> None:
+        """Leave everything as it was."""
         if self.name:
             self._file.unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):  # by now somebody else has put something there
+                folder.rmdir()
 
 
 def look_everywhere(packages: Sequence[str], out: str, probe: str, models: Sequence[str]) -> list[Seen]:

@@ -40,24 +40,41 @@ def lay_out_run(asked: Mapping[str, Any], folder: Path) -> int:
     is_over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_over.set())
-    run_dir = Path(asked["run"])
     shelf = folder.parents[2] / "logs" / asked["shelf"]
-    export = run_dir / f".{asked['shelf']}"
+    export = Path(asked["run"]) / f".{asked['shelf']}"
     try:
-        results = _read(run_dir)
-        row, remarks = _chosen(results, asked["trial"])
-        files = dict(_of_all(results))
-        if row is not None and asked["format"] is None:
-            files |= _of_checkpoint(results, row)
-        elif row is not None:
-            files |= _of_export(results, row, asked["format"], export)
-        _fill(shelf, files, {"name": run_dir.name, "what": _what(row, asked["format"]), "remarks": remarks})
-        num_bytes = sum(path.stat().st_size for path in files.values())
+        num_bytes = put_on_shelf(asked, shelf, export)
         is_over.wait(SECONDS_AT_LEAST + num_bytes / BYTES_A_SECOND)
     finally:
         shutil.rmtree(shelf, ignore_errors=True)
         shutil.rmtree(export, ignore_errors=True)
     return 0
+
+
+def put_on_shelf(asked: Mapping[str, Any], shelf: Path, export: Path) -> int:
+    """Make the folder of links; its manifest comes last.
+
+    Args:
+        asked: see `lay_out_run`.
+        shelf: the folder to make.
+        export: where an export may be made.
+
+    Returns:
+        Bytes on it.
+
+    Raises:
+        UserError: see `lay_out_run`.
+    """
+    run_dir = Path(asked["run"])
+    results = _read(run_dir)
+    row, remarks = _chosen(results, asked["trial"])
+    files = dict(_of_all(results))
+    if row is not None and asked["format"] is None:
+        files |= _of_checkpoint(results, row)
+    elif row is not None:
+        files |= _of_export(results, row, asked["format"], export)
+    _fill(shelf, files, {"name": run_dir.name, "what": _what(row, asked["format"]), "remarks": remarks})
+    return sum(path.stat().st_size for path in files.values())
 
 
 def _read(run_dir: Path) -> Results:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -42,7 +42,7 @@ def run_sweep_there(asked: Mapping[str, Any], folder: Path) -> int:
         _say(f"mind: {remark}")
     command = [sys.executable, "-m", "sweeps", "run", SWEEP_FILE, "--out", str(out), "--address", "auto"]
     environment = dict(os.environ)
-    keep_the_folder_here(environment)
+    keep_here(environment, ("working_dir", "py_modules", "excludes"))  # the driver sends our code itself
     try:
         return _run(command, environment, folder)
     finally:
@@ -62,11 +62,11 @@ def _run(command: list[str], environment: Mapping[str, str], folder: Path) -> in
     return code if code in (0, 2) else 1
 
 
-def keep_the_folder_here(environment: MutableMapping[str, str]) -> None:
-    """The photos need be where the driver is and nowhere else, and the driver sends our code itself."""
+def keep_here(environment: MutableMapping[str, str], names: Sequence[str] = ("working_dir",)) -> None:
+    """Let no worker have these parts of the job's environment: what was sent need be where the driver is alone."""
     config = json.loads(environment.get(JOB_CONFIG, "{}"))
     runtime_env = config.get("runtime_env", {})
-    for name in ("working_dir", "py_modules", "excludes"):
+    for name in names:
         runtime_env.pop(name, None)
     if config:
         environment[JOB_CONFIG] = json.dumps(config)
