@@ -34,7 +34,7 @@ from training.errors import UserError
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where `ray job submit` looks too, in its order."""
 SECONDS_TO_ANSWER = 30.0
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 120.0
 """How long a head that has just started may lack the agent that takes jobs."""
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TICKS = 2.0
@@ -148,7 +148,7 @@ class Dashboard:
             metadata: as visible as the entrypoint.
 
         Raises:
-            UserError: the dashboard does not answer.
+            UserError: the dashboard does not answer, or the head takes no jobs.
         """
         give_up = time.monotonic() + SECONDS_TO_START
         while True:
@@ -159,8 +159,13 @@ class Dashboard:
                     )
                     return
             except RuntimeError as error:
-                if not any(sign in str(error) for sign in _NO_AGENT) or time.monotonic() > give_up:
+                if not any(sign in str(error) for sign in _NO_AGENT):
                     raise
+                if time.monotonic() > give_up:
+                    raise UserError(
+                        f"--address {self.address}: the head's agent, which takes jobs, must run, and did not for "
+                        f"{SECONDS_TO_START:g} s; its port 52365 may be taken: see dashboard_agent.log there"
+                    ) from None
                 time.sleep(1)
 
     def jobs(self) -> list[JobDetails]:

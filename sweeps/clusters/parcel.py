@@ -19,6 +19,7 @@ from PIL import Image
 from evaluation.config import LOCAL_DIR, ClipConfig, EvaluationConfig, FaceConfig, RenderConfig
 from sweeps.config import SweepConfig, resolved_yaml
 from sweeps.ledger.identity import photos_key
+from sweeps.ledger.storage import is_hidden
 from sweeps.plan import check_sweep
 from sweeps.wording import bytes_text
 from training.errors import UserError
@@ -184,11 +185,11 @@ class _Models:
 
 
 def _files_of(path: Path) -> dict[str, Path]:
-    """Name within `path` -> file, by name; of a single file the empty name."""
+    """Name within `path` -> file, by name, without hidden ones; of a single file the empty name."""
     if path.is_file():
         return {"": path}
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): file for file in files}
+    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    return {within: file for within, file in files.items() if not is_hidden(within)}  # a clone's .git
 
 
 # --- pictures

@@ -63,6 +63,12 @@ def test_help_and_check_load_nothing_heavy() -> None:
     assert heavy_modules_of("check", str(demo_sweep_file())) == set()
 
 
+@pytest.mark.parametrize("verb", ["submit", "fetch", "doctor"])
+def test_a_clusters_verbs_are_explained_without_ray(verb: str) -> None:
+    """Ray is loaded when a cluster is asked, not before."""
+    assert heavy_modules_of(verb, "--help") == set()
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_a_search_is_planned_without_the_library_that_will_lead_it(sampler: str) -> None:
     """Whichever sampler the file names."""

@@ -1,13 +1,17 @@
-"""Read `job.json` and do it. Exit codes are those of the command line."""
+"""Read what is to be done, do it, and leave nothing. Exit codes are those of the command line."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from sweeps.clusters.there import JOB_FILE
+from sweeps.clusters.there.folder import empty, empty_abandoned, hold
 from training.errors import UserError
 from training.names import shown
 
@@ -15,9 +19,22 @@ from training.names import shown
 def main() -> int:
     """Do what is asked; a mistake of the user's is one line and 2."""
     folder = Path.cwd()
-    folder.chmod(0o700)  # Ray leaves it open to all users of the machine
-    asked = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-    (folder / JOB_FILE).unlink()  # it may name a person, and Ray keeps the folder
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        empty(folder)
+        sys.exit(1)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    empty_abandoned(folder.parent)
+    try:
+        with hold(folder) as file:
+            return _do(json.load(file), folder)
+    finally:
+        empty(folder)
+
+
+def _do(asked: Mapping[str, Any], folder: Path) -> int:
     try:
         match asked["task"]:
             case "sweep":

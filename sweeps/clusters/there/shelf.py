@@ -6,8 +6,7 @@ Nothing is copied but an export that is asked for. The links are gone when the j
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 from sweeps.config import load_sweep
 from sweeps.ledger.mirror import bring_here, open_run
 from sweeps.ledger.privacy import make_run_dir
-from sweeps.results.leaderboard import Row
+from sweeps.results.leaderboard import Row, write_results_csv
 from sweeps.results.results import Results, read_results
 from sweeps.results.weights import weights_problem
 from training.errors import UserError
-from training.files import sha256_of, write_json
+from training.files import sha256_of, write_json, write_whole
 from training.layout import STATE_FILE
 
 MANIFEST = "manifest.json"
@@ -28,7 +27,7 @@ SECONDS_AT_LEAST, BYTES_A_SECOND = 600.0, 1e6
 
 
 def lay_out_run(asked: Mapping[str, Any], folder: Path) -> int:
-    """Put a run's report and champion on the shelf, and leave them there until told to end.
+    """Put a run's report and champion on the shelf, and leave them there until the job is stopped.
 
     Args:
         asked: `run` (its folder), `shelf` (name of the folder of links), `trial` and `format` (None: the checkpoint).
@@ -37,27 +36,24 @@ def lay_out_run(asked: Mapping[str, Any], folder: Path) -> int:
     Raises:
         UserError: there is no such run, or what is asked of it is not there.
     """
-    is_over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: is_over.set())
     shelf = folder.parents[2] / "logs" / asked["shelf"]
-    export = Path(asked["run"]) / f".{asked['shelf']}"
+    own = Path(asked["run"]) / f".{asked['shelf']}"
     try:
-        num_bytes = put_on_shelf(asked, shelf, export)
-        is_over.wait(SECONDS_AT_LEAST + num_bytes / BYTES_A_SECOND)
+        num_bytes = put_on_shelf(asked, shelf, own)
+        time.sleep(SECONDS_AT_LEAST + num_bytes / BYTES_A_SECOND)  # until the job is stopped
     finally:
         shutil.rmtree(shelf, ignore_errors=True)
-        shutil.rmtree(export, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
     return 0
 
 
-def put_on_shelf(asked: Mapping[str, Any], shelf: Path, export: Path) -> int:
+def put_on_shelf(asked: Mapping[str, Any], shelf: Path, own: Path) -> int:
     """Make the folder of links; its manifest comes last.
 
     Args:
         asked: see `lay_out_run`.
         shelf: the folder to make.
-        export: where an export may be made.
+        own: a folder in the run folder for what is made for it.
 
     Returns:
         Bytes on it.
@@ -68,11 +64,16 @@ def put_on_shelf(asked: Mapping[str, Any], shelf: Path, export: Path) -> int:
     run_dir = Path(asked["run"])
     results = _read(run_dir)
     row, remarks = _chosen(results, asked["trial"])
-    files = dict(_of_all(results))
+    make_run_dir(own)
+    files = {
+        **dict(_of_ledger(results)),
+        **_derived(results, own),
+        **dict(_below(results.folder.renders_dir, "renders")),
+    }
     if row is not None and asked["format"] is None:
         files |= _of_checkpoint(results, row)
     elif row is not None:
-        files |= _of_export(results, row, asked["format"], export)
+        files |= _of_export(results, row, asked["format"], own)
     _fill(shelf, files, {"name": run_dir.name, "what": _what(row, asked["format"]), "remarks": remarks})
     return sum(path.stat().st_size for path in files.values())
 
@@ -83,7 +84,7 @@ def _read(run_dir: Path) -> Results:
     storage = load_sweep(run_dir / "sweep.yaml").storage if (run_dir / "sweep.yaml").is_file() else None
     folder = open_run(run_dir, storage)
     folder.pull(folder.sweep_file, folder.renders_dir)
-    folder.pull(folder.trials_dir, ending="trial.json")
+    folder.pull(folder.trials_dir, without=("checkpoint-*",))
     return read_results(run_dir)
 
 
@@ -104,18 +105,28 @@ def _chosen(results: Results, trial: str | None) -> tuple[Row | None, list[str]]
     return results.champion.row, remarks
 
 
-def _of_all(results: Results) -> Iterator[tuple[str, Path]]:
-    """Name -> file; those that a run still writes come first, so that they are fetched before they change."""
+def _of_ledger(results: Results) -> Iterator[tuple[str, Path]]:
+    """Name -> file of what a run writes while it goes on: it comes first, so that it is here before it changes."""
     folder = results.folder
-    if not folder.report_html.is_file():
-        from sweeps.report.page import write_report
+    yield from (
+        (f"trials/{path.parent.name}/trial.json", path) for path in sorted(folder.trials_dir.glob("*/trial.json"))
+    )
+    if folder.sweep_file.is_file():
+        yield folder.sweep_file.name, folder.sweep_file
 
-        write_report(folder.dir)
-    yield from ((f"trials/{path.parent.name}/trial.json", path) for path in folder.trials_dir.glob("*/trial.json"))
-    for path in (folder.sweep_file, folder.results_csv, folder.report_html):
-        if path.is_file():
-            yield path.name, path
-    yield from _below(folder.renders_dir, "renders")
+
+def _derived(results: Results, own: Path) -> dict[str, Path]:
+    """The report and the table: the run's, or made anew where there are none or the ledger has gone on since."""
+    folder = results.folder
+    files = {path.name: path for path in (folder.report_html, folder.results_csv)}
+    newest = max((path.stat().st_mtime_ns for path in folder.trials_dir.glob("*/trial.json")), default=0)
+    if not all(path.is_file() and path.stat().st_mtime_ns >= newest for path in files.values()):
+        from sweeps.report.page import render_report
+
+        files = {name: own / name for name in files}
+        write_whole(files[folder.report_html.name], render_report(results))
+        write_results_csv(own, results.rows)
+    return files
 
 
 def _of_checkpoint(results: Results, row: Row) -> dict[str, Path]:
@@ -129,12 +140,11 @@ def _of_checkpoint(results: Results, row: Row) -> dict[str, Path]:
     return {name: path for name, path in found if path.name != STATE_FILE}
 
 
-def _of_export(results: Results, row: Row, format: str, to: Path) -> dict[str, Path]:  # noqa: A002 -- the option's name
+def _of_export(results: Results, row: Row, format: str, own: Path) -> dict[str, Path]:  # noqa: A002 -- the option's name
     from sweeps.export.export import export_checkpoint
 
-    make_run_dir(to)
-    export_checkpoint(results.run_dir, to / "export", trial=row.trial, format=format)
-    return dict(_below(to / "export", "export"))
+    export_checkpoint(results.run_dir, own / "export", trial=row.trial, format=format)
+    return dict(_below(own / "export", "export"))
 
 
 def _below(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

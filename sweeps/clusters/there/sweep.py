@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sweeps.clusters.there.folder import empty
 from training.errors import UserError
 from training.files import whole_folder
 
@@ -43,10 +44,7 @@ def run_sweep_there(asked: Mapping[str, Any], folder: Path) -> int:
     command = [sys.executable, "-m", "sweeps", "run", SWEEP_FILE, "--out", str(out), "--address", "auto"]
     environment = dict(os.environ)
     keep_here(environment, ("working_dir", "py_modules", "excludes"))  # the driver sends our code itself
-    try:
-        return _run(command, environment, folder)
-    finally:
-        empty(folder)
+    return _run(command, environment, folder)
 
 
 def _run(command: list[str], environment: Mapping[str, str], folder: Path) -> int:
@@ -70,15 +68,6 @@ def keep_here(environment: MutableMapping[str, str], names: Sequence[str] = ("wo
         runtime_env.pop(name, None)
     if config:
         environment[JOB_CONFIG] = json.dumps(config)
-
-
-def empty(folder: Path) -> None:
-    """Take away what was sent: Ray would keep it until the cluster ends. The folder is this job's alone."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def place_model(sent: Path, there: Path, out: Path) -> None:

@@ -33,8 +33,8 @@ def desk(tmp_path: Path, photos: Path) -> Path:
     folder = tmp_path / "desk"
     shutil.copytree(photos, folder / "photos")
     (folder / "photos" / "photo_0.txt").write_text("a photo of sks woman, smiling")
-    (folder / "photos" / ".secret").write_text("canary")
-    (folder / "photos" / "notes.md").write_text("canary")
+    (folder / "photos" / ".secret").write_text("my own business")
+    (folder / "photos" / "notes.md").write_text("my own business")
     return folder
 
 
@@ -66,7 +66,7 @@ def test_nothing_else_of_a_folder_is_sent(pack: Pack, tmp_path: Path) -> None:
     """Hidden files and files that no run reads stay at home, and nobody but the user may read what is sent."""
     pack()
     sent = [path for path in (tmp_path / "parcel").rglob("*") if path.is_file()]
-    assert not [path for path in sent if b"canary" in path.read_bytes()]
+    assert not [path for path in sent if b"my own business" in path.read_bytes()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in sent} == {0o600}
 
 

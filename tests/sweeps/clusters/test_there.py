@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.clusters.there import JOB_FILE
-from sweeps.clusters.there.sweep import JOB_CONFIG, differing_versions, empty, keep_here, place_model
+from sweeps.clusters.there.folder import SECONDS_TO_START, empty, empty_abandoned, hold
+from sweeps.clusters.there.sweep import JOB_CONFIG, differing_versions, keep_here, place_model
 from training.errors import UserError
 
 
@@ -85,6 +86,21 @@ def test_what_was_sent_is_taken_away(tmp_path: Path) -> None:
     empty(folder)
     assert list(folder.iterdir()) == []
     assert (outside / "mine").is_file()
+
+
+def test_what_a_killed_job_left_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    """Once it must have begun: neither a running job's folder nor one that is about to start, nor anybody else's."""
+    for name in ("killed", "running", "starting", "stranger"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.png").write_text("a")
+        (tmp_path / name / ("job.json" if name == "stranger" else JOB_FILE)).write_text("{}")
+    for name in ("killed", "running"):
+        long_ago = (tmp_path / name / JOB_FILE).stat().st_mtime - SECONDS_TO_START - 1
+        os.utime(tmp_path / name / JOB_FILE, (long_ago, long_ago))
+    with hold(tmp_path / "running"):
+        empty_abandoned(tmp_path)
+    assert [path.parent.name for path in sorted(tmp_path.glob("*/photo.png"))] == ["running", "starting", "stranger"]
+    assert (tmp_path / "running").stat().st_mode & 0o077 == 0
 
 
 DRIVER = """

@@ -18,8 +18,12 @@ MEMORY = 150_000_000
 
 def main() -> None:
     """Until standard input ends."""
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    head = {"num_cpus": 0, "include_dashboard": True, "object_store_memory": MEMORY}
+    ports = {
+        "dashboard_port": 0,
+        "dashboard_agent_listen_port": None,
+    }  # whichever is free: another cluster may run here
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **ports})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
