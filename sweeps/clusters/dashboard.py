@@ -375,12 +375,3 @@ def _environment_with(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def write_stream(blocks: Iterator[bytes], to: Path, said: Callable[[int], None]) -> None:
-    """Write blocks into a file, and say how many bytes each had."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with to.open("wb") as file:
-        for block in blocks:
-            file.write(block)
-            said(len(block))

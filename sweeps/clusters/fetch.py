@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sweeps.clusters.dashboard import Dashboard, exit_code, start_there, write_stream
+from sweeps.clusters.dashboard import Dashboard, exit_code, start_there
 from sweeps.config import NAME_LAW
 from sweeps.wording import bytes_text, shorten
 from training.errors import UserError
@@ -186,13 +186,21 @@ def _fetch_files(
         digest = hashlib.sha256()
         blocks = dashboard.stream_file(node, f"{shelf}/{number}") if file.size else iter(())
         try:
-            write_stream(_hashed(blocks, digest, file.size), into / file.path, came)
+            _write(_hashed(blocks, digest, file.size), into / file.path, came)
         except OSError as error:
             raise UserError(
                 f"{file.path}: did not come to its end: {error.strerror or error}; nothing was written, fetch it again"
             ) from None
         if digest.hexdigest() != file.sha256:
             raise _ChangedError(file.path)
+
+
+def _write(blocks: Iterator[bytes], to: Path, came: Callable[[int], None]) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with to.open("wb") as file:
+        for block in blocks:
+            file.write(block)
+            came(len(block))
 
 
 def _hashed(blocks: Iterator[bytes], digest: Any, size: int) -> Iterator[bytes]:
