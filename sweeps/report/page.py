@@ -217,7 +217,7 @@ def _underway(results: Results, curves: Mapping[str, Sequence[CurvePoint]]) -> l
 
 
 def drawn_trials(rows: Sequence[Row], best: Sequence[Row]) -> set[str]:
-    """The trials in the plots: all, or where these would be too many the best, an even choice of the others, and the front.
+    """The trials in the plots: all, or where they are too many the best, an even choice of the others, and the front.
 
     Args:
         rows: every checkpoint of the sweep.

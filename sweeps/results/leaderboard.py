@@ -100,7 +100,7 @@ def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
         UserError: the trial's config is not of its kind.
     """
     config = None if record.is_base else record.method_config
-    settings = {
+    settings: dict[str, Any] = {
         "trial": record.trial,
         "method": record.method,
         "rank": getattr(config, "rank", None),

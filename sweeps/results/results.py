@@ -205,7 +205,9 @@ def _read_trials(
 ) -> tuple[list[TrialRecord], list[Row], list[str]]:
     """Records, rows, and the names of trials that the sweep file does not ask for any more."""
     reader.settle(config)
-    trials, rows, earlier = [], [], []
+    trials: list[TrialRecord] = []
+    rows: list[Row] = []
+    earlier: list[str] = []
     for path in sorted(folder.trials_dir.glob("*/trial.json")):
         found = reader.read(path)
         warnings += found.warnings

@@ -256,7 +256,7 @@ def scored_entry(
     with_faces: bool,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """A checkpoint entry with a score a picture, but without the pictures: `gain` and `loss_of_alignment` are `progress`'s."""
+    """A checkpoint entry with a score a picture, but no pictures; `gain` and `loss_of_alignment` are of `progress`."""
     scores = []
     for prompt_index, prompt in enumerate(prompts):
         for seed in range(images_per_prompt):

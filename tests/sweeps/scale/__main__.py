@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import pstats
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from rich.console import Console
 
 import sweeps.execution.run
 from sweeps.asked import listed_trials
-from sweeps.config import SweepConfig, load_sweep
+from sweeps.config import SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.keeper import LedgerKeeper
@@ -54,8 +55,8 @@ READERS = {
     "read_results": "from sweeps.results.results import read_results; read_results(run)",
     "results.csv": "from sweeps.results.results import read_results as r; "
     "from sweeps.results.leaderboard import write_results_csv as w; print(w(run, r(run).rows).stat().st_size)",
-    "show": "import sys; sys.argv = ['dreamsweep', 'show', run]; from sweeps.cli import main; main()",
-    "show --json": "import sys; sys.argv = ['dreamsweep', 'show', run, '--json']; from sweeps.cli import main; main()",
+    "show": "from sweeps.cli import app; app(['show', run], standalone_mode=False)",
+    "show --json": "from sweeps.cli import app; app(['show', run, '--json'], standalone_mode=False)",
     "report": "from sweeps.report.page import write_report; print(write_report(run).stat().st_size)",
     "live page": "from sweeps.results.results import read_results; "
     "from sweeps.report.page import render_live_content; print(len(render_live_content(read_results(run)).encode()))",
@@ -71,6 +72,10 @@ READERS = {
     "LedgerSearcher(c, f, extra={}, at_once=lambda: 1, changed=lambda _: None)",
 }
 """Each in a process of its own, with the run folder as `run`; what they print last is a size or a remark."""
+
+
+SAY_PEAK = "import sys; sys.stderr.write(open('/proc/self/status').read())"
+"""The most memory that the process had; `wait4` would count what it inherited."""
 
 
 def main() -> None:
@@ -161,24 +166,29 @@ def read(name: str, run_dir: Path) -> str:
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(  # noqa: S603 -- our own text
-            [sys.executable, "-c", f"run = {str(run_dir)!r}; {READERS[name]}"], stdout=output
+            [sys.executable, "-c", f"run = {str(run_dir)!r}; {READERS[name]}; {SAY_PEAK}"],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        assert child.stderr is not None
+        said = child.stderr.read()
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = status
         output.seek(0)
         printed = output.read()
+    peak = int(found[-1]) if (found := re.findall(r"VmHWM:\s+(\d+)", said)) else 0
     remark = printed.decode().strip().splitlines()[-1] if 0 < len(printed) < 200 else f"{len(printed)} bytes printed"
     cpu = used.ru_utime + used.ru_stime
     failed = f"  FAILED {status}" if status else ""
     return (
-        f"{name:18} {cpu:6.1f} s of CPU time, {time.monotonic() - start:6.1f} s, {used.ru_maxrss / 1e3:6.0f} MB  {remark}"
-        f"{failed}"
+        f"{name:18} {cpu:6.1f} s of CPU time, {time.monotonic() - start:6.1f} s, {peak / 1e3:6.0f} MB  {remark}{failed}"
     )
 
 
 def say(text: str, file: Any = None) -> None:
     """Print."""
-    print(text, file=file or sys.stdout, flush=True)  # noqa: T201
+    print(text, file=file or sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

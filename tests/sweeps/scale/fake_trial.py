@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -93,21 +94,19 @@ def score(folder: RunFolder, trial: str, config: MethodConfig | None, step: int)
     settings = config.model_dump() if config else {}
     gains = fake_run.progress(settings, step, 0.6) if config else (0.0, 0.0)
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{trial}/{step}".encode()).digest()[:4], "big"))
-    entry = fake_run.scored_entry(trial, step, *gains, PROMPTS, IMAGES_PER_PROMPT, True, rng)  # noqa: FBT003
+    entry = fake_run.scored_entry(trial, step, *gains, PROMPTS, IMAGES_PER_PROMPT, True, rng)
     images = folder.images_dir(trial, step)
     images.mkdir(parents=True, exist_ok=True)
     picture = folder.trial_dir(trial) / ".picture.png"
     if not picture.exists():
         picture.write_bytes(_picture())
     for image in entry["image_scores"]:
-        os.link(picture, images / image["file"])  # noqa: PTH -- thousands of them
+        os.link(picture, images / image["file"])
     return ScoredCheckpoint.model_validate(entry)
 
 
 @cache
 def _picture() -> bytes:
-    import io
-
     buffer = io.BytesIO()
     fake_run.draw_face(16, 0, 0, 0.3).save(buffer, "png")
     return buffer.getvalue()

@@ -88,4 +88,5 @@ def gap_lines(gaps: Sequence[float], num_lines: int) -> Iterator[str]:
     for start in range(0, size * num_lines, size):
         part = sorted(gaps[start : start + size])
         if part:
-            yield f"{start + len(part):7d}  median {median(part):.2f} s, 95 % within {part[int(0.95 * len(part))]:.2f} s"
+            within = part[int(0.95 * len(part))]
+            yield f"{start + len(part):7d}  median {median(part):.2f} s, 95 % within {within:.2f} s"

@@ -84,7 +84,7 @@ def packed_actors(actor_class: type, num_hosts: int, at_once: int) -> Iterator[N
     class PackedActors(RayActorManager):  # type: ignore[misc]  # Ray ships no types
         """Tune's manager, which starts ours in place of the class that Tune gives it."""
 
-        def add_actor(self, cls: Any, *arguments: Any, **named: Any) -> Any:
+        def add_actor(self, cls: Any, *arguments: Any, **named: Any) -> Any:  # noqa: ARG002 -- it is `actor_class`
             return super().add_actor(packed, *arguments, **named)
 
     before = tune_controller.RayActorManager
