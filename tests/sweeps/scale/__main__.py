@@ -46,7 +46,7 @@ from sweeps.execution.keeper import LedgerKeeper
 from sweeps.ledger.folder import RunFolder
 from tests.sweeps.logged_trial import read_log
 from tests.sweeps.scale.fake_trial import CPUS_PER_TRIAL, SECONDS_A_POINT, FakeTrial, new_run, write_trial
-from tests.sweeps.scale.meter import Meter, gap_lines, seconds_between
+from tests.sweeps.scale.meter import HEADING, Meter, gap_lines, seconds_between
 from tests.sweeps.scale.packed_actors import packed_actors
 
 NUM_HOSTS = 2
@@ -128,7 +128,7 @@ def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with
             self.num_ended += 1
             if self.num_ended % max(1, num_trials // NUM_STRETCHES) == 0:
                 meter.sample(self.num_ended)
-                say(f"{self.num_ended} trials ended", file=sys.stderr)
+                say(meter.line())
 
     sweeps.execution.run.SweepTrial = FakeTrial  # type: ignore[misc]
     sweeps.execution.run.LedgerKeeper = CountingKeeper  # type: ignore[misc]
@@ -145,11 +145,11 @@ def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with
     profile = cProfile.Profile()
     with Gauges(sweep_id(folder)) as gauges, packed_actors(FakeTrial, NUM_HOSTS, at_once):
         meter.sample(0)
+        say(HEADING)
         with Path(f"{run_dir}.out").open("w") as output, profile if with_profile else _nothing():
             console = Console(file=output, width=200)
             sweeps.execution.run._run_trials(config, folder, resources, console, gauges)
     ray.shutdown()
-    say("\n".join(meter.lines()))
     say("from a trial's end to the next one's start")
     say("\n".join(gap_lines(seconds_between(read_log(run_dir), at_once), NUM_STRETCHES)))
     if with_profile:

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+HEADING = f"{'ended':>7} {'trials/s':>9} {'ms CPU':>7} {'share':>6} {'MB':>6}  files opened, a trial"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -61,18 +61,17 @@ class Meter:
             Sample(num_ended, time.monotonic(), time.process_time(), pages * PAGE_BYTES, Counter(self._opened))
         )
 
-    def lines(self) -> Iterator[str]:
-        """A table over time: of each stretch the means a trial."""
-        yield f"{'ended':>7} {'trials/s':>9} {'ms CPU':>7} {'share':>6} {'MB':>6}  a trial's opened files"
-        for before, after in pairwise(self.samples):
-            num, seconds = after.num_ended - before.num_ended, after.at - before.at
-            cpu = after.cpu_seconds - before.cpu_seconds
-            opened = after.opened - before.opened
-            files = ", ".join(f"{count / num:.1f} {name}" for name, count in sorted(opened.items()))
-            yield (
-                f"{after.num_ended:7d} {num / seconds:9.2f} {1000 * cpu / num:7.0f} {cpu / seconds:6.0%} "
-                f"{after.resident_bytes / 1e6:6.0f}  {files}"
-            )
+    def line(self) -> str:
+        """What stands under `HEADING`: means a trial, between the last two samples."""
+        before, after = self.samples[-2:]
+        num, seconds = after.num_ended - before.num_ended, after.at - before.at
+        cpu = after.cpu_seconds - before.cpu_seconds
+        opened = after.opened - before.opened
+        files = ", ".join(f"{count / num:.1f} {name}" for name, count in sorted(opened.items()))
+        return (
+            f"{after.num_ended:7d} {num / seconds:9.2f} {1000 * cpu / num:7.0f} {cpu / seconds:6.0%} "
+            f"{after.resident_bytes / 1e6:6.0f}  {files}"
+        )
 
 
 def seconds_between(entries: Sequence[dict[str, float]], at_once: int) -> list[float]:
