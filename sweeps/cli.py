@@ -46,7 +46,7 @@ app = typer.Typer(
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada.")]
-Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best; a table has 1000 without it.")]
+Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best; a table has 1000 else.")]
 MAX_ROWS = 1000
 """Of a table that nobody has given a length; so many take a second to print."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -9,8 +9,8 @@ Tune with a placement group a trial and an actor's task a scoring point. Not the
 - **Actors.** A process a trial would take 200 times 0.5 GB, and 8 s of CPU time each for its imports. `packed_actors`
   gives Tune handles on trials that are objects in two real actors; each call is a real task of Ray. So the seconds that
   a new process takes are in no figure here.
-- **Trials.** `FakeTrial` is `SweepTrial` with training and scoring taken out: it waits, then leaves what a real one
-  leaves (`trial.json`, a line a step of `stats.jsonl`, a folder of pictures a scoring point), but for the weights.
+- **Trials.** `FakeTrial` is `SweepTrial` with a worker that waits, then leaves what a real one leaves (a line a step
+  of `stats.jsonl`, a folder of pictures a scoring point), but for the weights. `trial.json` is `SweepTrial`'s.
 - No stage before or after the trials, no dashboard, no live page beside the driver.
 
 Seconds are of whatever machine it runs on; the growth from a small number of trials to a large one is the finding.
@@ -141,7 +141,7 @@ def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with
         logging_level=logging.CRITICAL,
         log_to_driver=False,
     )
-    resources = TrialResources(CPUS_PER_TRIAL, 0, at_once)
+    resources = dict.fromkeys(config.methods, TrialResources(CPUS_PER_TRIAL, 0))
     profile = cProfile.Profile()
     with Gauges(sweep_id(folder)) as gauges, packed_actors(FakeTrial, NUM_HOSTS, at_once):
         meter.sample(0)

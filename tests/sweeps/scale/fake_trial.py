@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +16,7 @@ import numpy as np
 
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.execution.trial import SweepTrial
+from sweeps.execution.worker import TrialWorker
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
@@ -112,23 +114,32 @@ def _picture() -> bytes:
     return buffer.getvalue()
 
 
+class FakeWorker(TrialWorker):
+    """Waits for as long as a scoring point takes, then leaves what one leaves."""
+
+    def score_next(self) -> ScoredCheckpoint:
+        """The next scoring point."""
+        points = scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
+        step = next(point for point in points if point > self._reached)
+        time.sleep(float(os.environ[SECONDS_A_POINT]) * (0.5 + random.random()))
+        write_steps(self._folder, self._trial, self._reached, step)
+        self._reached = step
+        return score(self._folder, self._trial, self._hyperparameters, step)
+
+
 class FakeTrial(SweepTrial):
-    """`SweepTrial` without training and scoring; says in `<run>.log` when it began and when it ended."""
+    """`SweepTrial` with such a worker; says in `<run>.log` when it began and when it ended."""
+
+    worker_class = FakeWorker
 
     def setup(self, config: dict[str, Any]) -> None:
         """The trial's own."""
         log(Path(config["task"].run_dir), {"began": time.time()})
         super().setup(config)
 
-    def _score_next(self) -> None:
-        """Wait for as long as a scoring point takes, then write one down."""
-        trial, points = self._record.trial, self._scoring_points
-        before = self._record.checkpoints[-1].step if self._record.checkpoints else 0
-        step = next(point for point in points if point > before)
-        time.sleep(float(os.environ[SECONDS_A_POINT]) * (0.5 + (hash((trial, step)) % 1000) / 1000))
-        write_steps(self._folder, trial, before, step)
-        scored = score(self._folder, trial, self._hyperparameters, step)
-        is_last = step == points[-1]
-        self._write(checkpoints=(*self._record.checkpoints, scored), status="finished" if is_last else "running")
-        if is_last:
+    def step(self) -> dict[str, Any]:
+        """The trial's own."""
+        result: dict[str, Any] = super().step()
+        if result["done"]:
             log(self._folder.dir, {"ended": time.time()})
+        return result
