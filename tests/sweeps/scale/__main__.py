@@ -29,27 +29,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import ray
-from rich.console import Console
 
-import sweeps.execution.run
+import sweeps.execution  # noqa: F401 -- it sets what Ray reads from the environment
 from sweeps.asked import listed_trials
 from sweeps.config import SweepConfig
-from sweeps.execution.cluster import TrialResources
-from sweeps.execution.gauges import Gauges, sweep_id
-from sweeps.execution.keeper import LedgerKeeper
 from sweeps.ledger.folder import RunFolder
 from tests.sweeps.logged_trial import read_log
-from tests.sweeps.scale.fake_trial import CPUS_PER_TRIAL, SECONDS_A_POINT, FakeTrial, new_run, write_trial
+from tests.sweeps.scale.driver import drive
+from tests.sweeps.scale.fake_trial import CPUS_PER_TRIAL, new_run, write_trial
 from tests.sweeps.scale.meter import HEADING, Meter, gap_lines, seconds_between
-from tests.sweeps.scale.packed_actors import packed_actors
 
-NUM_HOSTS = 2
 NUM_STRETCHES = 10
 READERS = {
     "read_results": "from sweeps.results.results import read_results; read_results(run)",
@@ -100,39 +93,27 @@ def main() -> None:
             if asked.without_ray:
                 write_run(config, run_dir)
             else:
-                drive(config, run_dir, asked.at_once, asked.seconds, asked.profile)
+                simulate(config, run_dir, asked.at_once, asked.seconds, asked.profile)
         for name in asked.readers:
             say(read(name, run_dir))
 
 
 def write_run(config: SweepConfig, run_dir: Path) -> None:
     """A run folder in which all trials of a random search have ended."""
-    os.environ[SECONDS_A_POINT] = "0"
     for number, trial in enumerate(listed_trials(config)):
         write_trial(RunFolder(run_dir), number, trial, config.evaluation.at_steps)
 
 
-def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with_profile: bool) -> None:
+def simulate(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with_profile: bool) -> None:
     """Run the sweep's trials, and print what it took over time."""
-    os.environ[SECONDS_A_POINT] = str(seconds)
-    num_trials = config.search.num_trials or 0
-    meter = Meter(run_dir)
+    meter, profile = Meter(run_dir), cProfile.Profile()
+    stretch = max(1, (config.search.num_trials or 0) // NUM_STRETCHES)
 
-    class CountingKeeper(LedgerKeeper):
-        """Takes a sample whenever another tenth of the trials has ended."""
+    def ended(num_ended: int) -> None:
+        if num_ended % stretch == 0:
+            meter.sample(num_ended)
+            say(meter.line())
 
-        num_ended = 0
-
-        def on_trial_complete(self, trial: Any, **named: Any) -> None:
-            super().on_trial_complete(trial, **named)
-            self.num_ended += 1
-            if self.num_ended % max(1, num_trials // NUM_STRETCHES) == 0:
-                meter.sample(self.num_ended)
-                say(meter.line())
-
-    sweeps.execution.run.SweepTrial = FakeTrial  # type: ignore[misc]
-    sweeps.execution.run.LedgerKeeper = CountingKeeper  # type: ignore[misc]
-    folder = RunFolder(run_dir)
     ray.init(
         address="local",
         num_cpus=math.ceil(at_once * CPUS_PER_TRIAL) + 1,
@@ -141,24 +122,15 @@ def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, with
         logging_level=logging.CRITICAL,
         log_to_driver=False,
     )
-    resources = dict.fromkeys(config.methods, TrialResources(CPUS_PER_TRIAL, 0))
-    profile = cProfile.Profile()
-    with Gauges(sweep_id(folder)) as gauges, packed_actors(FakeTrial, NUM_HOSTS, at_once):
-        meter.sample(0)
-        say(HEADING)
-        with Path(f"{run_dir}.out").open("w") as output, profile if with_profile else _nothing():
-            console = Console(file=output, width=200)
-            sweeps.execution.run._run_trials(config, folder, resources, console, gauges)
+    meter.sample(0)
+    say(HEADING)
+    with profile if with_profile else nullcontext():
+        drive(config, run_dir, at_once, seconds, ended)
     ray.shutdown()
     say("from a trial's end to the next one's start")
     say("\n".join(gap_lines(seconds_between(read_log(run_dir), at_once), NUM_STRETCHES)))
     if with_profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(70)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def read(name: str, run_dir: Path) -> str:
@@ -186,9 +158,9 @@ def read(name: str, run_dir: Path) -> str:
     )
 
 
-def say(text: str, file: Any = None) -> None:
+def say(text: str) -> None:
     """Print."""
-    print(text, file=file or sys.stdout, flush=True)
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialWorker
+from sweeps.execution.worker import TrialTask, TrialWorker
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
@@ -27,8 +27,6 @@ from training.config import MethodConfig
 from training.files import write_json
 from training.stats import STATS_FILE
 
-SECONDS_A_POINT = "SCALE_SECONDS_A_POINT"
-"""Environment variable of the trials' processes."""
 PROMPTS = fake_run.PROMPTS[:2]
 IMAGES_PER_PROMPT = 4
 MAX_TRAIN_STEPS = 800
@@ -114,14 +112,23 @@ def _picture() -> bytes:
     return buffer.getvalue()
 
 
+def take_seconds(run_dir: Path, seconds: float) -> None:
+    """Say how long a scoring point takes, about."""
+    Path(f"{run_dir}.seconds").write_text(str(seconds))
+
+
 class FakeWorker(TrialWorker):
     """Waits for as long as a scoring point takes, then leaves what one leaves."""
+
+    def __init__(self, task: TrialTask, *arguments: Any) -> None:
+        super().__init__(task, *arguments)
+        self._seconds = float(Path(f"{task.run_dir}.seconds").read_text())
 
     def score_next(self) -> ScoredCheckpoint:
         """The next scoring point."""
         points = scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
         step = next(point for point in points if point > self._reached)
-        time.sleep(float(os.environ[SECONDS_A_POINT]) * (0.5 + random.random()))
+        time.sleep(self._seconds * (0.5 + random.random()))
         write_steps(self._folder, self._trial, self._reached, step)
         self._reached = step
         return score(self._folder, self._trial, self._hyperparameters, step)
