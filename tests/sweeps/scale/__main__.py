@@ -160,7 +160,7 @@ def read(name: str, run_dir: Path) -> str:
 
 def say(text: str) -> None:
     """Print."""
-    print(text, flush=True)
+    print(text, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
