@@ -46,7 +46,9 @@ app = typer.Typer(
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/ada.")]
-Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best.")]
+Top = Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="Only the N best; a table has 1000 else.")]
+MAX_ROWS = 1000
+"""Of a table that nobody has given a length; so many take a second to print."""
 Address = Annotated[
     str | None,
     typer.Option(
@@ -426,13 +428,20 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
     table = Table(
         "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
     )
-    for row in results.rows[:top]:
+    limit = MAX_ROWS if top is None else top
+    num_hidden = len(results.rows) - limit if top is None else 0
+    zero_line = [row for row in results.rows[limit:] if row.is_base] if num_hidden > 0 else []
+    for row in [*results.rows[:limit], *zero_line]:
         table.add_row(*map(Text, _cells(row)), style="dim" if row.is_base or row.earlier else None)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    for trial in results.trials:
-        if trial.status == "failed":
-            console.print(f"failed: {trial.trial}: {trial.reason}", markup=False, highlight=False)
+    if num_hidden > 0:
+        console.print(f"the {limit} best of {len(results.rows)}; --top N shows N, --json all", highlight=False)
+    failed = [trial for trial in results.trials if trial.status == "failed"]
+    for trial in failed[:MAX_ROWS]:
+        console.print(f"failed: {trial.trial}: {trial.reason}", markup=False, highlight=False)
+    if len(failed) > MAX_ROWS:
+        console.print(f"and {len(failed) - MAX_ROWS} more failed", highlight=False)
     champion = results.champion
     lines = (
         [champion.reason]

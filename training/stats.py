@@ -7,10 +7,11 @@ the last line of a trial that runs may be half written: readers stop at the firs
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from training.files import write_whole
 
 STATS_FILE = "stats.jsonl"
+MAX_LINE_BYTES = 512
+"""More than the longest line has: five names, four floats of at most 25 characters, and two whole numbers."""
 
 
 class StepStats(BaseModel):
@@ -74,6 +77,18 @@ def read_stats(path: str | Path) -> list[StepStats]:
     return [stats for _, stats in _whole_lines(Path(path))]
 
 
+def read_newest(path: str | Path, count: int) -> list[StepStats]:
+    """The last `count` of what `read_stats` gives, in the time that so many take, however long the training."""
+    try:
+        with Path(path).open("rb") as stream:
+            start = max(0, stream.seek(0, os.SEEK_END) - (count + 1) * MAX_LINE_BYTES)
+            stream.seek(start)
+            lines = list(io.BytesIO(stream.read()))[1 if start else 0 :]  # the first is cut
+    except FileNotFoundError:
+        return []
+    return [stats for _, stats in _whole(lines)][-count:]
+
+
 def peak_resident_bytes() -> int:
     """The most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -82,13 +97,16 @@ def peak_resident_bytes() -> int:
 
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, StepStats]]:
     """Lines and what they say, up to the first that a killed writer tore or a power cut left unwritten."""
-    if not path.is_file():
-        return
-    with path.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield line, StepStats.model_validate_json(line)
-            except ValidationError:
-                return
+    if path.is_file():
+        with path.open("rb") as stream:
+            yield from _whole(stream)
+
+
+def _whole(lines: Iterable[bytes]) -> Iterator[tuple[bytes, StepStats]]:
+    for line in lines:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield line, StepStats.model_validate_json(line)
+        except ValidationError:
+            return

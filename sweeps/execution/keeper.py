@@ -12,7 +12,7 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 
 from sweeps.execution.failures import is_full_disk, keep_traceback
-from sweeps.execution.gauges import Gauges
+from sweeps.execution.gauges import RECENT_STEPS, Gauges
 from sweeps.execution.live import Board, Display
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, node_at
 from sweeps.execution.worker import Preempted
@@ -21,7 +21,7 @@ from sweeps.ledger.records import TrialRecord
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.errors import UserError
-from training.stats import STATS_FILE, read_stats
+from training.stats import STATS_FILE, StepStats, read_newest
 
 PACE_SECONDS = 10
 """Between two looks at the running trials' stats: as often as Ray hands its metrics on. One look takes milliseconds."""
@@ -68,7 +68,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self._machines.succeeded(record.trial, record.node_id)
         self._folder.pull(self._stats_file(record.trial))
         self._gauges.set_scores(record)
-        self._gauges.set_pace(record.trial, read_stats(self._stats_file(record.trial)))
+        self._gauges.set_pace(record.trial, self._newest_steps(record.trial))
         if not record.is_over:
             self._show(record)
 
@@ -120,11 +120,14 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if time.monotonic() - self._looked > PACE_SECONDS:
             self._looked = time.monotonic()
             for trial in self._board.running:  # with a storage, what lies here is of the newest scoring point
-                self._gauges.set_pace(trial, read_stats(self._stats_file(trial)))
+                self._gauges.set_pace(trial, self._newest_steps(trial))
 
     def _show(self, record: TrialRecord) -> None:
         self._display.changed(record)
         self._gauges.set_sweep(self._board)
+
+    def _newest_steps(self, trial: str) -> list[StepStats]:
+        return read_newest(self._stats_file(trial), RECENT_STEPS)
 
     def _stats_file(self, trial: str) -> Path:
         return self._folder.trial_dir(trial) / STATS_FILE

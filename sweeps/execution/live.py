@@ -5,11 +5,13 @@ All of it is read from the ledger's records, and ordered as every other table of
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +24,15 @@ from rich.text import Text
 
 from sweeps.config import ChampionConfig
 from sweeps.execution.lines import scores_text, step_text
-from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
+from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, Status, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.wording import duration_text, learning_rate_text
+from training.config import MethodConfig
 
 MAX_ROWS = 30
 """Trials in the terminal's table; the leaderboard file has all."""
+SHARE_OF_TIME = 0.05
+"""That writing the leaderboard file may take, and drawing the table: a driver has other things to do."""
 STATUS_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 REASON_LENGTH = 150
 """Characters of a failure's reason below the leaderboard; `show` and trial.json have all of it."""
@@ -44,8 +49,22 @@ class Best(NamedTuple):
         return f"{self.trial} {self.checkpoint.face_similarity:.3f} at step {self.checkpoint.step}"
 
 
+class _Standing(NamedTuple):
+    """What the board needs of a trial, worked out once for each of its states."""
+
+    place: tuple[float | str, ...]
+    """Sorts as the run's leaderboard does: by the best checkpoint, then those without a score; equals by name."""
+    record: TrialRecord
+    """Without the pictures' own scores, which nothing here shows and thousands of trials have many of."""
+    config: MethodConfig
+    best: ScoredCheckpoint | None
+
+
 class Board:
     """The state of all trials, as people want to see it.
+
+    Counts, sums and the order of thousands of trials are kept up to date, so that a change costs the same whatever
+    their number.
 
     Args:
         name: the sweep's.
@@ -56,17 +75,65 @@ class Board:
     def __init__(self, name: str, champion: ChampionConfig, num_planned: int) -> None:
         self.name, self.num_planned = name, num_planned
         self._champion = champion
-        self.records: dict[str, TrialRecord] = {}
         self.base: TrialRecord | None = None
+        self._rule = ChampionRule.of(champion, None)
         self.running: set[str] = set()
         """Trials that have a worker now."""
+        self._standings: dict[str, _Standing] = {}
+        self._order: list[tuple[tuple[float | str, ...], str]] = []
+        """Place and trial of every standing, best first."""
+        self._statuses: Counter[Status] = Counter()
+        self._steps_done = self._steps_left = self._steps_planned = self.num_ended = 0
+        """Of all trials together; left is what those have to go that have not ended. The last: trials that need no
+        more work."""
+        self._seconds_spent = 0.0
+        """By trials that have a score."""
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        """Trial -> its newest state, without the scores of single pictures."""
+        return {trial: standing.record for trial, standing in self._standings.items()}
 
     def put(self, record: TrialRecord) -> None:
         """Take up a record's newest state."""
-        if record.trial == BASE_TRIAL:
-            self.base = record
+        record = _without_pictures(record)
+        if record.trial != BASE_TRIAL:
+            self._take_off(record.trial)
+            self._put_up(record)
+            return
+        self.base, self._rule = record, ChampionRule.of(self._champion, record)
+        for known in list(self.records.values()):  # the rule is another now
+            self._take_off(known.trial)
+            self._put_up(known)
+
+    def _put_up(self, record: TrialRecord) -> None:
+        config = record.method_config
+        best = self._rule.best(record.checkpoints) if record.checkpoints else None
+        rank = getattr(config, "rank", None)
+        rank_or_last = math.inf if rank is None else rank
+        place = (1, record.trial) if best is None else (0, *self._rule.order(best), rank_or_last, record.trial)
+        standing = self._standings[record.trial] = _Standing(place, record, config, best)
+        bisect.insort(self._order, (place, record.trial))
+        self._count(standing, 1)
+
+    def _take_off(self, trial: str) -> None:
+        standing = self._standings.pop(trial, None)
+        if standing is not None:
+            del self._order[bisect.bisect_left(self._order, (standing.place, trial))]
+            self._count(standing, -1)
+
+    def _count(self, standing: _Standing, sign: int) -> None:
+        record, planned = standing.record, standing.config.max_train_steps
+        done = _steps_done(record)
+        self._statuses[record.status] += sign
+        self._steps_done += sign * done
+        self._steps_planned += sign * planned
+        if record.is_over:
+            self.num_ended += sign
         else:
-            self.records[record.trial] = record
+            self._steps_left += sign * (planned - done)
+        if record.checkpoints:
+            self._seconds_spent += sign * record.seconds
 
     def status(self, record: TrialRecord) -> str:
         """The ledger's status; `waiting` where no worker has the trial yet."""
@@ -74,72 +141,61 @@ class Board:
             return "waiting"
         return record.status
 
-    @property
-    def num_ended(self) -> int:
-        """Trials that need no more work."""
-        return sum(record.is_over for record in self.records.values())
-
     def num_by_status(self) -> Mapping[str, int]:
         """Trials in each status, all planned ones together: what the search has not asked for yet waits."""
+        at_work = sum(
+            trial in self._standings and self._standings[trial].record.status == "running" for trial in self.running
+        )
         counts = Counter(dict.fromkeys(STATUS_STYLES, 0))
-        counts.update(self.status(record) for record in self.records.values())
-        counts["waiting"] += max(0, self.num_planned - len(self.records))
+        counts.update(self._statuses)
+        counts["waiting"] += counts["running"] - at_work + max(0, self.num_planned - len(self._standings))
+        counts["running"] = at_work
         return counts
 
     def seconds_left(self) -> float | None:
         """An estimate from the steps done so far, or None before anything is known."""
-        done_steps = sum(_steps_done(record) for record in self.records.values())
-        spent = sum(record.seconds for record in self.records.values() if record.checkpoints)
-        if not done_steps or not self.records:
+        if not self._steps_done:
             return None
-        known = [_steps_left(record) for record in self.records.values() if not record.is_over]
-        num_unknown = max(0, self.num_planned - len(self.records))
-        mean_steps = sum(_steps(record) for record in self.records.values()) / len(self.records)
-        steps_left = sum(known) + num_unknown * mean_steps
-        at_once = max(1, len(self.running))
-        return steps_left * spent / done_steps / at_once
+        num_unknown = max(0, self.num_planned - len(self._standings))
+        steps_left = self._steps_left + num_unknown * self._steps_planned / len(self._standings)
+        return steps_left * self._seconds_spent / self._steps_done / max(1, len(self.running))
 
     def best_first(self) -> list[TrialRecord]:
         """Scored trials by their best checkpoints, in the order of the run's leaderboard, then the others by name."""
-        rule = self._rule
+        return [standing.record for standing in self._in_order()]
 
-        def key(record: TrialRecord) -> tuple[float, ...]:
-            rank = getattr(record.method_config, "rank", None)
-            return (*rule.order(rule.best(record.checkpoints)), math.inf if rank is None else rank)
-
-        by_name = [self.records[trial] for trial in sorted(self.records)]
-        scored = [record for record in by_name if record.checkpoints]
-        return [*sorted(scored, key=key), *(record for record in by_name if not record.checkpoints)]
+    def _in_order(self) -> Iterator[_Standing]:
+        return (self._standings[trial] for _, trial in self._order)
 
     def best(self) -> Best | None:
         """The champion so far; None while the base model is not scored or no checkpoint qualifies."""
-        first = next(iter(self.best_first()), None)
-        if self.base is None or first is None or not first.checkpoints:
+        first = next(self._in_order(), None)
+        if self.base is None or first is None or first.best is None or not self._rule.qualifies(first.best):
             return None
-        checkpoint = self._rule.best(first.checkpoints)
-        return Best(first.trial, checkpoint) if self._rule.qualifies(checkpoint) else None
+        return Best(first.record.trial, first.best)
 
     @property
-    def _rule(self) -> ChampionRule:
-        return ChampionRule.of(self._champion, self.base)
+    def num_rows(self) -> int:
+        """Of the whole table."""
+        return len(self._standings) + (self.base is not None)
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The table's cells, base model first; a trial's scores are its best checkpoint's."""
         if self.base is not None:
             yield ("", BASE_TRIAL, "", "", "", *_score_cells(self.base.checkpoints[0]), self.base.status)
         best = self.best()
-        for record in self.best_first():
-            yield self._row(record, "*" if best and record.trial == best.trial else "")
+        for standing in self._in_order():
+            yield self._row(standing, "*" if best and standing.record.trial == best.trial else "")
 
-    def _row(self, record: TrialRecord, mark: str) -> tuple[str, ...]:
-        config = record.method_config
+    def _row(self, standing: _Standing, mark: str) -> tuple[str, ...]:
+        record, config = standing.record, standing.config
         return (
             mark,
             record.trial,
             str(getattr(config, "rank", "")),
             learning_rate_text(config.learning_rate),
             f"{_steps_done(record)}/{config.max_train_steps}",
-            *_score_cells(self._rule.best(record.checkpoints) if record.checkpoints else None),
+            *_score_cells(standing.best),
             self.status(record),
         )
 
@@ -195,16 +251,42 @@ def _score_cells(scores: ScoredCheckpoint | None) -> tuple[str, str, str]:
     return (str(scores.step), f"{scores.face_similarity:.3f}", f"{scores.prompt_alignment:.3f}")
 
 
-def _steps(record: TrialRecord) -> int:
-    return record.method_config.max_train_steps
+def _without_pictures(record: TrialRecord) -> TrialRecord:
+    checkpoints = tuple(scores.model_copy(update={"image_scores": ()}) for scores in record.checkpoints)
+    return record.model_copy(update={"checkpoints": checkpoints})
 
 
 def _steps_done(record: TrialRecord) -> int:
     return record.checkpoints[-1].step if record.checkpoints else 0
 
 
-def _steps_left(record: TrialRecord) -> int:
-    return _steps(record) - _steps_done(record)
+class Pace:
+    """Leaves out what would take more than a share of the time: what is done again and again, and takes ever longer.
+
+    Args:
+        share: of the time, in (0, 1].
+        now: seconds by a clock that is never set back.
+    """
+
+    def __init__(self, share: float, now: Callable[[], float]) -> None:
+        self._share, self._now = share, now
+        self._due = -math.inf
+        self.is_behind = False
+        """Was it left out since it was last done?"""
+
+    def wanted(self, work: Callable[[], None], *, at_once: bool = False) -> None:
+        """Do it, or leave it out for now."""
+        self.is_behind = True
+        self.catch_up(work, at_once=at_once)
+
+    def catch_up(self, work: Callable[[], None], *, at_once: bool = False) -> None:
+        """Do what was left out, if it is time."""
+        if not self.is_behind or not (at_once or self._now() >= self._due):
+            return
+        start = self._now()
+        work()
+        self._due = self._now() + (self._now() - start) * (1 / self._share - 1)
+        self.is_behind = False
 
 
 class Display:
@@ -214,47 +296,65 @@ class Display:
         board: what to show.
         console: where; None shows nothing.
         leaderboard: a file to keep up to date, or None.
+        now: seconds by a clock that is never set back.
     """
 
-    def __init__(self, board: Board, console: Console | None, leaderboard: Path | None) -> None:
-        self._board, self._console, self._leaderboard = board, console, leaderboard
+    def __init__(
+        self,
+        board: Board,
+        console: Console | None,
+        leaderboard: Path | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board, self._console, self._leaderboard, self._now = board, console, leaderboard, now
         self._live: Live | None = None
         self._drawn = 0.0
         self._said_best = board.best()
+        self._drawing, self._writing = Pace(SHARE_OF_TIME, now), Pace(SHARE_OF_TIME, now)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """While this lasts, the table stands in the terminal; elsewhere a line says what is ahead, and one what was."""
-        self._write_leaderboard()
-        if self._console is None or not self._console.is_terminal:
-            self._said_best = self._board.best()
-            self.say(self._board.opening())
-            try:
+        self._writing.wanted(self._write_leaderboard)
+        try:
+            if self._console is None or not self._console.is_terminal:
+                self._said_best = self._board.best()
+                self.say(self._board.opening())
+                try:
+                    yield
+                finally:
+                    self.say(self._board.summary())
+                return
+            with Live(self._table(), console=self._console, auto_refresh=False) as self._live:
                 yield
-            finally:
-                self.say(self._board.summary())
-            return
-        with Live(self._table(), console=self._console, auto_refresh=False) as self._live:
-            yield
-            self._live.update(self._table(), refresh=True)
+                self._draw()
+        finally:
+            self._writing.catch_up(self._write_leaderboard, at_once=True)
 
     def changed(self, record: TrialRecord) -> None:
         """A record has a new state worth showing."""
         self._board.put(record)
-        self._write_leaderboard()
+        self._writing.wanted(self._write_leaderboard)
         if self._live is None:
             self.say(self._line(record))
-        self.tick(at_once=True)
+        else:
+            self._drawing.wanted(self._draw)
 
     def say(self, text: str) -> None:
         """A line of its own, above the live table."""
         if self._console is not None:
             self._console.print(Text(text), soft_wrap=True)
 
-    def tick(self, at_once: bool = False) -> None:
-        """Redraw, at most once a second unless something has changed."""
-        if self._live is not None and (at_once or time.monotonic() - self._drawn > 1):
-            self._drawn = time.monotonic()
+    def tick(self) -> None:
+        """Show what was left out, if it is time; redraw the table once a second also where nothing has changed."""
+        self._writing.catch_up(self._write_leaderboard)
+        if self._live is not None:
+            self._drawing.is_behind |= self._now() - self._drawn > 1
+            self._drawing.catch_up(self._draw)
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._drawn = self._now()
             self._live.update(self._table(), refresh=True)
 
     def _line(self, record: TrialRecord) -> str:
@@ -264,7 +364,7 @@ class Display:
             line += f"  {record.reason}"
         elif record.checkpoints:
             newest = record.checkpoints[-1]
-            line += f"  {step_text(newest.step, _steps(record))}  {scores_text(newest)}"
+            line += f"  {step_text(newest.step, record.method_config.max_train_steps)}  {scores_text(newest)}"
         best = self._board.best()
         if best is not None and (record.status != "running" or best != self._said_best):
             line += f"  best so far {best}"
@@ -274,10 +374,10 @@ class Display:
     def _table(self) -> Group:
         columns = (Column(name.replace(" ", "\n"), no_wrap=True) for name in COLUMNS)  # an id in two lines is none
         table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        rows = list(self._board.rows())
-        for row in rows[:MAX_ROWS]:
+        for row in itertools.islice(self._board.rows(), MAX_ROWS):
             table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=STATUS_STYLES.get(row[-1], "")))
-        more = [Text(f"and {len(rows) - MAX_ROWS} more")] if len(rows) > MAX_ROWS else []
+        num_more = self._board.num_rows - MAX_ROWS
+        more = [Text(f"and {num_more} more")] if num_more > 0 else []
         return Group(table, *more, Text(self._board.headline()))
 
     def _write_leaderboard(self) -> None:

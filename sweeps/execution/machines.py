@@ -6,13 +6,16 @@ A machine that fails several trials in a row would otherwise eat a whole sweep, 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import ray
 
 from sweeps.ledger.records import TrialRecord
 
+T = TypeVar("T")
 MAX_FAILURES = 4
 """Failures of a trial without a scoring point between them, after which this run gives it up; the next tries again."""
 TRIALS_TO_SET_ASIDE = 3
@@ -42,6 +45,23 @@ def alive_machines() -> dict[str, str]:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0
     }
+
+
+def asked_once_a_second(ask: Callable[[], T], now: Callable[[], float] = time.monotonic) -> Callable[[], T]:
+    """What costs a call to Ray's head, for a loop that goes round a hundred times a second.
+
+    Args:
+        ask: what is asked.
+        now: seconds by a clock that is never set back.
+    """
+    answer: list[tuple[float, T]] = []
+
+    def answered() -> T:
+        if not answer or now() - answer[0][0] >= 1:
+            answer[:] = [(now(), ask())]
+        return answer[0][1]
+
+    return answered
 
 
 def node_at(address: str | None, record: TrialRecord) -> str | None:

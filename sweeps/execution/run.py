@@ -33,7 +33,7 @@ from sweeps.execution.failures import out_of_tune
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
-from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines
+from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.session import ending_on_signals, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
@@ -51,7 +51,7 @@ from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
-from sweeps.search.listed import is_complete, trials_asked_for
+from sweeps.search.listed import have_ended, is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.errors import UserError
@@ -200,7 +200,7 @@ def _run_trials(
     for record in known:
         gauges.set_scores(record)
     gauges.set_sweep(board)
-    if is_complete(config, folder):
+    if have_ended(known, num_trials):
         return
     display = Display(board, console, leaderboard_file(config.name))
     machines = Machines(alive_machines)
@@ -208,14 +208,17 @@ def _run_trials(
         config,
         folder,
         extra={"task": TrialTask.of(config, folder, resources)},
-        at_once=lambda: trials_at_once(
-            config.resources.autoscaling, resources.values(), config.search.max_concurrent_trials, num_trials
+        at_once=asked_once_a_second(
+            lambda: trials_at_once(
+                config.resources.autoscaling, resources.values(), config.search.max_concurrent_trials, num_trials
+            )
         ),
         changed=board.put,
         to_avoid=machines.to_avoid,
         is_over=lambda: machines.none_left,
     )
     scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
+    del known  # thousands of records with the scores of their pictures
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
     # The searcher says how many run; without this, Tune would let workers start up one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)

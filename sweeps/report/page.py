@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -38,6 +39,11 @@ from training.errors import UserError
 from training.files import write_whole
 
 MAX_LEADERBOARD_TRIALS = 25
+MAX_ROWS = 1000
+"""Of the table of all checkpoints; results.csv has every one."""
+MAX_DRAWN = 2000
+"""Checkpoints in a plot, about: more are one block to the eye, and a burden to the browser."""
+MAX_FAILED = 100
 MAX_CURVES = 25
 MAX_PAIRS = 4
 
@@ -152,25 +158,30 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     best = results.best_of_each_trial()
     curves = learning_curves(results.folder, _trials_to_follow(results, best))
     on_leaderboard = {row.key for row in best[:MAX_LEADERBOARD_TRIALS]}
+    table = [*results.rows[:MAX_ROWS], *(row for row in results.rows[MAX_ROWS:] if row.is_base)]
+    drawn = drawn_trials(results.present_rows, best)
+    failed = [trial for trial in results.present_trials if trial.status == "failed"]
     return {
         "results": results,
         "verdict": Verdict(results, pictures),
         "best": best,
         "leaderboard": [row for row in results.rows if row.is_base or row.key in on_leaderboard],
         "max_leaderboard": MAX_LEADERBOARD_TRIALS,
+        "full_table": table,
+        "max_rows": MAX_ROWS,
         "admitted": results.rule.qualifies,
-        "scale": BarScale.of(results.rows),
-        "figures": _figures(results, best, curves),
+        "scale": BarScale.of(table),
+        "figures": _figures(results, best, drawn, curves),
+        "num_drawn": len(drawn),
         "underway": _underway(results, curves),
         "num_curves": MAX_CURVES,
         "grids": list(picture_grids(results, best, pictures)),
         "num_grid_trials": min(len(best), pictures.max_grid_trials),
         "grid_steps": sorted({row.step for row in results.present_rows if not row.is_base}),
         "sheets": [sheet for path in _sheets(results.folder) if (sheet := pictures.sheet(path))],
-        "failed": [
-            trial for trial in results.trials if trial.status == "failed" and trial.trial not in results.earlier
-        ],
-        "trials": [trial for trial in results.trials if not trial.is_base and trial.trial not in results.earlier],
+        "failed": failed[:MAX_FAILED],
+        "num_failed": len(failed),
+        "trials": results.present_trials,
         "earlier": earlier_text(len(results.earlier)) if results.earlier else "",
         "settings": settings(results),
         "photo_remarks": photo_remarks(results.folder),
@@ -197,21 +208,37 @@ def _underway(results: Results, curves: Mapping[str, Sequence[CurvePoint]]) -> l
     """The trials that have not ended, the furthest first."""
     newest = {row.trial: row for row in sorted(results.rows, key=lambda row: row.step)}
     found = []
-    for trial in results.trials:
-        if trial.status == "running" and trial.trial not in results.earlier:
+    for trial in results.present_trials:
+        if trial.status == "running":
             curve, row = curves.get(trial.trial), newest.get(trial.trial)
             step = curve[-1].last_step if curve else row.step if row else 0
             found.append(Underway(trial, step, trial.method_config.max_train_steps, row))
     return sorted(found, key=lambda underway: (-underway.step / underway.num_steps, underway.record.trial))
 
 
+def drawn_trials(rows: Sequence[Row], best: Sequence[Row]) -> set[str]:
+    """The trials in the plots: all, or where they are too many the best, an even choice of the others, and the front.
+
+    Args:
+        rows: every checkpoint of the sweep.
+        best: of each trial, best first.
+    """
+    if len(rows) <= MAX_DRAWN:
+        return {row.trial for row in best}
+    num_trials = MAX_DRAWN * len(best) // len(rows)
+    foremost, others = best[: num_trials // 2], best[num_trials // 2 :]
+    step = math.ceil(len(others) / max(1, num_trials - len(foremost)))
+    return {row.trial for row in (*foremost, *others[::step], *(row for row in rows if row.pareto and not row.is_base))}
+
+
 def _figures(
-    results: Results, best: Sequence[Row], curves: Mapping[str, Sequence[CurvePoint]]
+    results: Results, best: Sequence[Row], trials: Container[str], curves: Mapping[str, Sequence[CurvePoint]]
 ) -> dict[str, figures.Figure]:
     """The plots by their place on the page; those of scores come with the first score, those of training before."""
     drawn = {}
     if best:
-        rows, limit = results.present_rows, results.rule.limit
+        rows, limit = [row for row in results.present_rows if row.is_base or row.trial in trials], results.rule.limit
+        best = [row for row in best if row.trial in trials]
         drawn = {
             "trade-off": figures.trade_off(rows, limit),
             "face-over-steps": figures.score_over_steps(rows, figures.FACE_LABEL, best[:MAX_CURVES]),
@@ -230,7 +257,7 @@ def _figures(
 
 def _trials_to_follow(results: Results, best: Sequence[Row]) -> list[str]:
     """Whose training is drawn: of those that run and those that failed as many as of the best."""
-    unscored = [t.trial for t in results.trials if t.status in ("running", "failed") and t.trial not in results.earlier]
+    unscored = [trial.trial for trial in results.present_trials if trial.status in ("running", "failed")]
     return list(dict.fromkeys([*(row.trial for row in best[:MAX_CURVES]), *unscored[:MAX_CURVES]]))
 
 
@@ -309,9 +336,9 @@ def picture_grids(results: Results, best: Sequence[Row], pictures: Pictures) -> 
     columns = (*([results.base] if results.base else []), *best[: pictures.max_grid_trials])
     if not best:
         return
-    series = {column.trial: [row for row in results.rows if row.trial == column.trial] for column in columns}
-    for rows in series.values():
-        rows.sort(key=lambda row: row.step)
+    series: dict[str, list[Row]] = {column.trial: [] for column in columns}
+    for row in sorted((row for row in results.rows if row.trial in series), key=lambda row: row.step):
+        series[row.trial].append(row)
     known = {row.key: {image.key: image for image in row.image_scores} for rows in series.values() for row in rows}
     by_seed: dict[int | None, list[ImageScore]] = {}
     for image in best[0].image_scores:
@@ -386,7 +413,7 @@ class Verdict:
         row, base = self.champion.row, self.results.base
         return compare_prompt_alignment(row, base) if row and base else None
 
-    @property
+    @cached_property
     def num_ties(self) -> int:
         """How many other trials' best checkpoints cannot be told from the champion by face similarity."""
         row = self.champion.row

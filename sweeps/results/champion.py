@@ -86,18 +86,21 @@ def _caveats_of_all(trained: Sequence[Row], base: Row | None) -> list[str]:
         ]
     if not trained or base is None:
         return []
-    verdicts = {compare_face_similarity(row, base, len(trained)).verdict for row in trained}
-    if verdicts == {"unknown"}:
+    is_known = False
+    for row in trained:  # the best first: where there is a finding, the first of thousands shows it
+        verdict = compare_face_similarity(row, base, len(trained)).verdict
+        if verdict == "higher":
+            return []
+        is_known |= verdict != "unknown"
+    if not is_known:
         return [
             f"too few pictures (a verdict needs {MIN_PICTURES_FOR_VERDICT} a checkpoint): whether any checkpoint "
             "differs from the base model is not known"
         ]
-    if "higher" not in verdicts:
-        return [
-            "no checkpoint is measurably more like the person than the base model (the interval of every difference "
-            "covers 0 or lies below it): these scores do not rank the settings"
-        ]
-    return []
+    return [
+        "no checkpoint is measurably more like the person than the base model (the interval of every difference "
+        "covers 0 or lies below it): these scores do not rank the settings"
+    ]
 
 
 def _caveats_against_base(winner: Row, base: Row, versus_base: Difference) -> list[str]:

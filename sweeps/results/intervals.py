@@ -83,10 +83,26 @@ def _interval(values: tuple[float, ...], num_comparisons: int) -> Interval:
     means = array[_resampled_indices(len(array))].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2 / num_comparisons
     mean = float(array.mean())
-    low, high = mean + _expansion(len(array), tail) * (np.quantile(means, [tail, 1 - tail]) - mean)
-    return Interval(mean=mean, low=float(low), high=float(high))
+    means.sort()
+    expansion = _expansion(len(array), tail)
+    low, high = (mean + expansion * (quantile_of_sorted(means, share) - mean) for share in (tail, 1 - tail))
+    return Interval(mean=mean, low=low, high=high)
 
 
+def quantile_of_sorted(values: npt.NDArray[np.float64], share: float) -> float:
+    """`np.quantile(values, share)` to the last bit, in a tenth of its time: a large sweep has 100,000 intervals.
+
+    Args:
+        values: in rising order.
+        share: in [0, 1].
+    """
+    place = share * (len(values) - 1)
+    i = min(math.floor(place), len(values) - 2)
+    low, high, part = float(values[i]), float(values[i + 1]), place - i
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
+
+
+@lru_cache(maxsize=256)
 def _expansion(num_pictures: int, tail: float) -> float:
     """By how much a percentile interval of so few pictures is too narrow.
 

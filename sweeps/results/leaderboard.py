@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,20 @@ class Row(ScoredCheckpoint):
     """None for the base model, as is the seed."""
     seed: int | None
     status: Status
-    face_similarity_interval: Interval | None = None
-    prompt_alignment_interval: Interval | None = None
-    """None with fewer than two pictures."""
     champion: bool = False
     pareto: bool = False
     earlier: bool = False
     """Its trial is of an earlier state of the sweep file, which does not ask for it any more."""
+
+    @cached_property
+    def face_similarity_interval(self) -> Interval | None:
+        """None with fewer than two pictures; worked out when it is first asked for, as a table asks for few."""
+        return bootstrap_interval([image.counted for image in self.image_scores])
+
+    @cached_property
+    def prompt_alignment_interval(self) -> Interval | None:
+        """The same."""
+        return bootstrap_interval([i.prompt_alignment for i in self.image_scores if i.prompt_alignment is not None])
 
     @property
     def is_base(self) -> bool:
@@ -91,7 +100,7 @@ def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
         UserError: the trial's config is not of its kind.
     """
     config = None if record.is_base else record.method_config
-    settings = {
+    settings: dict[str, Any] = {
         "trial": record.trial,
         "method": record.method,
         "rank": getattr(config, "rank", None),
@@ -101,17 +110,8 @@ def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
         "earlier": earlier,
     }
     by_step = {entry.step: entry for entry in record.checkpoints}
-    return [_row(settings, entry) for entry in by_step.values()]
-
-
-def _row(settings: dict[str, Any], entry: ScoredCheckpoint) -> Row:
-    aligned = [image.prompt_alignment for image in entry.image_scores if image.prompt_alignment is not None]
-    return Row.model_construct(  # both parts have been validated
-        **dict(entry),
-        **settings,
-        face_similarity_interval=bootstrap_interval([image.counted for image in entry.image_scores]),
-        prompt_alignment_interval=bootstrap_interval(aligned),
-    )
+    # both parts have been validated
+    return [Row.model_construct(**dict(entry), **settings) for entry in by_step.values()]
 
 
 def base_row(rows: Iterable[Row]) -> Row | None:
@@ -136,7 +136,7 @@ def mark_pareto(rows: Sequence[Row]) -> list[Row]:
     present = [row for row in rows if not row.earlier]
     flags = pareto_front([(row.face_similarity, row.prompt_alignment) for row in present])
     on_front = {row.key for row, flag in zip(present, flags, strict=True) if flag}
-    return [row.model_copy(update={"pareto": row.key in on_front}) for row in rows]
+    return [row.model_copy(update={"pareto": True}) if row.key in on_front else row for row in rows]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -145,14 +145,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     Equal points stand or fall together.
     """
     on_front = [False] * len(points)
-    best_second = -math.inf
-    for first in sorted({point[0] for point in points}, reverse=True):
-        group = [i for i, point in enumerate(points) if point[0] == first]
-        highest = max(points[i][1] for i in group)
-        if highest > best_second:
-            for i in group:
-                on_front[i] = points[i][1] == highest
-            best_second = highest
+    highest = -math.inf  # second coordinate of any point with a larger first one
+    best_first = sorted(range(len(points)), key=lambda i: points[i], reverse=True)
+    for _, group in itertools.groupby(best_first, key=lambda i: points[i][0]):
+        equals = list(group)
+        top = points[equals[0]][1]
+        if top > highest:
+            highest = top
+            for i in equals:
+                on_front[i] = points[i][1] == top
     return on_front
 
 

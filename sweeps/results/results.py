@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, r
 from sweeps.results.rule import ChampionRule
 from sweeps.results.weights import weights_problem
 from sweeps.space import scoring_points
+from training.config import MethodConfig
 from training.errors import UserError
 
 
@@ -47,7 +49,7 @@ class Results:
         """Where it was read."""
         return RunFolder(self.run_dir)
 
-    @property
+    @cached_property
     def present_rows(self) -> tuple[Row, ...]:
         """The rows of what the sweep file asks for as it is now, the base model's among them."""
         return tuple(row for row in self.rows if not row.earlier)
@@ -57,21 +59,26 @@ class Results:
         """The base model's row."""
         return base_row(self.rows)
 
-    @property
+    @cached_property
     def num_by_status(self) -> dict[str, int]:
         """How many trials of the sweep (the base model not counted) are in each status."""
         counts: dict[str, int] = {}
-        for trial in self.trials:
-            if not trial.is_base and trial.trial not in self.earlier:
-                counts[trial.status] = counts.get(trial.status, 0) + 1
+        for trial in self.present_trials:
+            counts[trial.status] = counts.get(trial.status, 0) + 1
         return counts
+
+    @cached_property
+    def present_trials(self) -> tuple[TrialRecord, ...]:
+        """What the sweep file asks for as it is now, without the base model."""
+        earlier = set(self.earlier)
+        return tuple(trial for trial in self.trials if not trial.is_base and trial.trial not in earlier)
 
     @property
     def num_ended(self) -> int:
         """Trials of the sweep that need no more work."""
         return sum(number for status, number in self.num_by_status.items() if status != "running")
 
-    @property
+    @cached_property
     def num_planned(self) -> int:
         """Trials that the sweep file asks for; at least those that have begun."""
         asked = num_planned(self.config) if self.config else 0
@@ -108,8 +115,42 @@ class Results:
         return self._best[trial]
 
 
-def read_results(run_dir: Path | str) -> Results:
+class TrialReader:
+    """Reads trials, each file again only when it has changed: for whoever reads a run that grows again and again."""
+
+    def __init__(self) -> None:
+        self._config: SweepConfig | None = None
+        self._is_asked_for: Callable[[MethodConfig], bool] = lambda _: True
+        self._known: dict[Path, tuple[object, _Read]] = {}
+
+    def settle(self, config: SweepConfig | None) -> None:
+        """Say what sweep the trials are of, before any is read: by another one, they are read anew."""
+        if config != self._config:
+            self._config, self._known = config, {}
+            self._is_asked_for = asked_for(config) if config else lambda _: True
+
+    def read(self, path: Path) -> _Read:
+        """What a trial.json gives.
+
+        Raises:
+            NewerLedgerError: a later release wrote it.
+        """
+        try:
+            stat = path.stat()
+        except OSError as error:
+            return _unreadable(path, error)
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if path not in self._known or self._known[path][0] != stamp:
+            self._known[path] = (stamp, _read_trial(path, self._is_asked_for))
+        return self._known[path][1]
+
+
+def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Results:
     """Read a run folder, finished or not.
+
+    Args:
+        run_dir: the folder.
+        reader: has read it before and spares what has not changed since.
 
     Raises:
         UserError: `run_dir` is not a run folder, or a later release wrote a trial into it.
@@ -119,12 +160,13 @@ def read_results(run_dir: Path | str) -> Results:
         raise UserError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
     warnings: list[str] = []
     config = _read_config(folder, warnings)
-    trials, rows, earlier = _read_trials(folder, config, warnings)
+    trials, rows, earlier = _read_trials(folder, config, warnings, reader or TrialReader())
     rule = ChampionRule.of(config.champion if config else ChampionConfig(), base_row(rows))
     rows = mark_pareto(best_first(rows, rule))
     warnings += _different_judges(rows)
     if config is not None:
-        warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in earlier])
+        is_earlier = set(earlier)
+        warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in is_earlier])
     verdict = champion(rows, rule)
     if verdict.row is not None:
         rows = [verdict.row if row.key == verdict.row.key else row for row in rows]
@@ -159,33 +201,57 @@ def _read_config(folder: RunFolder, warnings: list[str]) -> SweepConfig | None:
 
 
 def _read_trials(
-    folder: RunFolder, config: SweepConfig | None, warnings: list[str]
+    folder: RunFolder, config: SweepConfig | None, warnings: list[str], reader: TrialReader
 ) -> tuple[list[TrialRecord], list[Row], list[str]]:
     """Records, rows, and the names of trials that the sweep file does not ask for any more."""
-    is_asked_for = asked_for(config) if config else lambda _: True
-    trials, rows, earlier = [], [], []
+    reader.settle(config)
+    trials: list[TrialRecord] = []
+    rows: list[Row] = []
+    earlier: list[str] = []
     for path in sorted(folder.trials_dir.glob("*/trial.json")):
-        place = f"{folder.trials_dir.name}/{path.parent.name}/{path.name}"
-        try:
-            record = parse_record(path.read_bytes())
-            if record.trial != path.parent.name:
-                warnings.append(f"{place} calls itself {record.trial!r}; its folder's name is used")
-                record = record.model_copy(update={"trial": path.parent.name})
-            is_earlier = not record.is_base and not is_asked_for(record.method_config)
-            rows += rows_of(record, earlier=is_earlier)
-            earlier += [record.trial] if is_earlier else []
-        except OSError as error:
-            warnings.append(f"{place} cannot be read and is left out: {error.strerror}")
-        except NewerLedgerError as error:
-            raise NewerLedgerError(f"{path}: {error}") from None  # without it, the champion might be another
-        except ValueError as error:
-            problem = _first_error(error) if isinstance(error, ValidationError) else str(error)
-            warnings.append(
-                f"{place} is not a whole trial and is left out: {problem}; delete its folder to run it again"
-            )
-        else:
-            trials.append(record)
+        found = reader.read(path)
+        warnings += found.warnings
+        rows += found.rows
+        if found.record is not None:
+            trials.append(found.record)
+            earlier += [found.record.trial] if found.is_earlier else []
     return trials, rows, earlier
+
+
+class _Read(NamedTuple):
+    """What a trial.json gives."""
+
+    record: TrialRecord | None = None
+    rows: Sequence[Row] = ()
+    is_earlier: bool = False
+    warnings: Sequence[str] = ()
+
+
+def _read_trial(path: Path, is_asked_for: Callable[[MethodConfig], bool]) -> _Read:
+    place, warnings = _place(path), []
+    try:
+        record = parse_record(path.read_bytes())
+        if record.trial != path.parent.name:
+            warnings.append(f"{place} calls itself {record.trial!r}; its folder's name is used")
+            record = record.model_copy(update={"trial": path.parent.name})
+        is_earlier = not record.is_base and not is_asked_for(record.method_config)
+        return _Read(record, rows_of(record, earlier=is_earlier), is_earlier, warnings)
+    except OSError as error:
+        return _unreadable(path, error)
+    except NewerLedgerError as error:
+        raise NewerLedgerError(f"{path}: {error}") from None  # without it, the champion might be another
+    except ValueError as error:
+        problem = _first_error(error) if isinstance(error, ValidationError) else str(error)
+        warnings.append(f"{place} is not a whole trial and is left out: {problem}; delete its folder to run it again")
+        return _Read(warnings=warnings)
+
+
+def _unreadable(path: Path, error: OSError) -> _Read:
+    return _Read(warnings=[f"{_place(path)} cannot be read and is left out: {error.strerror}"])
+
+
+def _place(path: Path) -> str:
+    return "/".join(path.parts[-3:])
 
 
 def _first_error(error: ValidationError) -> str:

@@ -90,5 +90,9 @@ def trials_asked_for(config: SweepConfig, folder: RunFolder) -> list[TrialRecord
 
 def is_complete(config: SweepConfig, folder: RunFolder) -> bool:
     """Has the ledger all trials that the sweep asks for, every one ended? Trials of another space do not count."""
-    records = trials_asked_for(config, folder)
-    return all(record.is_over for record in records) and len(records) >= num_planned(config)
+    return have_ended(trials_asked_for(config, folder), num_planned(config))
+
+
+def have_ended(records: Sequence[TrialRecord], num_planned: int) -> bool:
+    """Are these all planned trials, every one ended?"""
+    return all(record.is_over for record in records) and len(records) >= num_planned

@@ -7,7 +7,8 @@ anywhere asks what it would have asked uncut.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import optuna
 
@@ -21,6 +22,11 @@ from training.config import MethodConfig
 
 REPEATS_BEFORE_RANDOM = 20
 """Known configs in a row after which a sampler that has converged is helped by random draws."""
+MAX_REMEMBERED = 1250
+"""Answers that TPE looks at: its time a question grows with them, to a fifth of a second at 10,000."""
+REMEMBERED_BEST, REMEMBERED_OTHERS = 250, 750
+"""What is kept of more. TPE compares its 25 best answers with the density of all others; the former are all among the
+best kept, the latter is as well known from 750."""
 
 
 class StudySearch:
@@ -39,7 +45,10 @@ class StudySearch:
         self._config = config
         self._rule = rule
         self._both = config.search.sampler == "nsga2"
-        self._study = optuna.create_study(directions=["maximize"] * (2 if self._both else 1))
+        self._num_planned = num_planned(config)
+        self._study = self._new_study()
+        self._num_answers = 0
+        """That the study remembers."""
         self._asked: dict[int, optuna.Trial] = {}
         self._number = 0
         self._repeats = 0
@@ -55,6 +64,7 @@ class StudySearch:
             self._repeats = 0
         if self._repeats > MAX_REPEATS:
             return None
+        self._forget_if_too_many()
         self._study.sampler = self._sampler(number, at_random=self._repeats > REPEATS_BEFORE_RANDOM)
         trial = self._asked[number] = self._study.ask()
         config = self._draw(trial)
@@ -74,15 +84,38 @@ class StudySearch:
             return chosen[name]
 
         draw(self._config.methods, self._config.evaluation.at_steps, choose)
-        fixed = {**self._still_possible(record.drawn), **chosen}
-        attributes = {**record.sampler_notes, "fixed_params": fixed}  # as `enqueue_trial` does, which takes no notes
-        waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)
-        self._study.add_trial(waiting)
-        self._study.sampler = self._sampler(record.number, at_random=True)  # only for values the record lacks
-        trial = self._asked[record.number] = self._study.ask()
-        self._draw(trial)
+        self._forget_if_too_many()
+        self._ask_with(record.number, {**self._still_possible(record.drawn), **chosen}, record.sampler_notes)
         if record.is_over:
             self.tell(record.number, scores)
+
+    def _ask_with(self, number: int, fixed: Mapping[str, Scalar], notes: Mapping[str, Any]) -> None:
+        """Open question `number` with these values, as `enqueue_trial` does, which takes no notes."""
+        attributes = {**notes, "fixed_params": dict(fixed)}
+        waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)
+        self._study.add_trial(waiting)
+        self._study.sampler = self._sampler(number, at_random=True)  # only for values that are not given
+        trial = self._asked[number] = self._study.ask()
+        self._draw(trial)
+
+    def _forget_if_too_many(self) -> None:
+        """Begin a study with the best answers and an even choice of the others, the open questions opened again.
+
+        NSGA-II looks at its last generation, whose parents are in the history, so its study keeps everything.
+        """
+        if self._both or self._num_answers <= MAX_REMEMBERED:
+            return
+        before, open_questions = self._study, self._asked
+        answers = before.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        kept = _worth_remembering(answers)
+        self._study, self._num_answers, self._asked = self._new_study(), len(kept), {}
+        self._study.add_trials(kept)
+        known = before.get_trials(deepcopy=False)
+        for number, trial in open_questions.items():
+            self._ask_with(number, trial.params, known[trial.number].system_attrs)
+
+    def _new_study(self) -> optuna.Study:
+        return optuna.create_study(directions=["maximize"] * (2 if self._both else 1))
 
     def _still_possible(self, drawn: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Those of the values drawn that the space holds."""
@@ -108,6 +141,7 @@ class StudySearch:
         if scores is None:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
+        self._num_answers += 1
         if self._both:
             self._study.tell(trial, [scores.face_similarity, scores.prompt_alignment])
             return
@@ -132,10 +166,23 @@ class StudySearch:
         seed = int.from_bytes(hashlib.sha256(f"{self._config.search.seed}/{number}".encode()).digest()[:4], "big")
         if at_random:
             return optuna.samplers.RandomSampler(seed=seed)
-        num_trials = num_planned(self._config)
+        num_trials = self._num_planned
         if self._both:  # Optuna's 50 a generation would make a sweep of 24 trials a random search
             return optuna.samplers.NSGAIISampler(population_size=min(max(4, num_trials // 4), 50), seed=seed)
         return optuna.samplers.TPESampler(n_startup_trials=min(max(4, num_trials // 4), 10), seed=seed)
+
+
+def _worth_remembering(answers: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+    """The best, by TPE's own order, and of the others an even choice over time; oldest first."""
+
+    def order(answer: optuna.trial.FrozenTrial) -> tuple[float, float]:
+        slack = sum(value for value in answer.constraints.values() if value > 0)
+        return (slack, -(answer.value or 0.0) if slack <= 0 else 0.0)
+
+    best = {answer.number for answer in sorted(answers, key=order)[:REMEMBERED_BEST]}
+    others = [answer.number for answer in answers if answer.number not in best]
+    chosen = {others[i * len(others) // REMEMBERED_OTHERS] for i in range(REMEMBERED_OTHERS)}
+    return [answer for answer in answers if answer.number in best | chosen]
 
 
 def _suggesting(trial: optuna.Trial) -> Callable[[str, Choices | Range], Scalar]:

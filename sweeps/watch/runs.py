@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from sweeps.ledger.folder import RunFolder
 from sweeps.report.page import render_live_content, render_live_page
 from sweeps.report.pictures import LinkedPictures
-from sweeps.results.results import Results, read_results
+from sweeps.results.results import Results, TrialReader, read_results
 from sweeps.watch.messages import Body
 from sweeps.watch.pages import Card, problem_content, problem_page
 from training.errors import UserError
@@ -105,6 +105,7 @@ class WatchedRun:
         self.name, self.folder, self._now = name, RunFolder(run_dir), now
         self._next_look, self._seconds_spent = now(), 0.0
         self._look_lock, self._state = threading.Lock(), Latest[State]()
+        self._reader = TrialReader()
         self._seen: Seen | None = None
         self._content, self._card = Latest[Body](), Latest[Card]()
         self._pages = {theme: Latest[Body]() for theme in (None, "light", "dark")}
@@ -176,7 +177,7 @@ class WatchedRun:
                 raise UserError(f"{self.name}: the run folder is not there (any more)")
             if not seen.files:
                 raise UserError(f"{self.name}: the sweep has not written anything yet")
-            results = self._timed(lambda: read_results(self.folder.dir))
+            results = self._timed(lambda: read_results(self.folder.dir, self._reader))
         except (UserError, OSError) as error:
             return State(None, self._said(error), seen)
         return State(replace(results, warnings=tuple(map(self._public, results.warnings))), None, seen)

@@ -63,7 +63,7 @@ def build_run(
                 folder,
                 trial,
                 step,
-                *_progress(config, step, likeness),
+                *progress(config, step, likeness),
                 prompts,
                 images_per_prompt,
                 with_faces,
@@ -141,8 +141,14 @@ def write_trial(folder: Path, trial: dict[str, Any], checkpoints: Sequence[dict[
 
 
 def write_stats(folder: Path, trial: str, learning_rate: float, steps: Sequence[int]) -> Path:
-    """One trials/<trial>/stats.jsonl, a falling loss under the noise that all trials share."""
+    """One trials/<trial>/stats.jsonl."""
     path = folder / "trials" / trial / STATS_FILE
+    path.write_text(stats_lines(learning_rate, steps), encoding="utf-8")
+    return path
+
+
+def stats_lines(learning_rate: float, steps: Sequence[int]) -> str:
+    """Lines of stats.jsonl, a falling loss under the noise that all trials share."""
     lines = [
         StepStats(
             step=step,
@@ -154,8 +160,7 @@ def write_stats(folder: Path, trial: str, learning_rate: float, steps: Sequence[
         ).model_dump_json()
         for step in steps
     ]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+    return "".join(f"{line}\n" for line in lines)
 
 
 def entry(
@@ -210,7 +215,7 @@ def _trial_id(config: dict[str, Any]) -> str:
     return f"{config['method']}{rank}_lr{rate}_{digest}"
 
 
-def _progress(config: dict[str, Any], step: int, likeness: float) -> tuple[float, float]:
+def progress(config: dict[str, Any], step: int, likeness: float) -> tuple[float, float]:
     """How far likeness has risen and alignment fallen: faster with a higher rate and rank, alignment pays late."""
     if config["method"] == "lora":
         speed = config["learning_rate"] / 1e-4 * (1 + 0.15 * math.log2(config["rank"]))
@@ -234,16 +239,32 @@ def _entry(
 ) -> dict[str, Any]:
     images = folder / "trials" / trial / f"images-{step}"
     images.mkdir(parents=True, exist_ok=True)
+    for prompt_index in range(len(prompts)):
+        for seed in range(images_per_prompt):
+            picture = draw_face(size, prompt_index, seed, gain, with_face=with_faces)
+            picture.save(images / f"{prompt_index:03d}-{seed}.png")
+    return scored_entry(trial, step, gain, loss_of_alignment, prompts, images_per_prompt, with_faces, rng)
+
+
+def scored_entry(
+    trial: str,
+    step: int,
+    gain: float,
+    loss_of_alignment: float,
+    prompts: Sequence[str],
+    images_per_prompt: int,
+    with_faces: bool,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """A checkpoint entry with a score a picture, but no pictures; `gain` and `loss_of_alignment` are of `progress`."""
     scores = []
     for prompt_index, prompt in enumerate(prompts):
         for seed in range(images_per_prompt):
-            file = f"{prompt_index:03d}-{seed}.png"
-            draw_face(size, prompt_index, seed, gain, with_face=with_faces).save(images / file)
             shared = math.sin(3.1 * prompt_index + 1.7 * seed)
             similarity = 0.08 + gain + 0.05 * shared + 0.02 * rng.standard_normal()
             scores.append(
                 {
-                    "file": file,
+                    "file": f"{prompt_index:03d}-{seed}.png",
                     "prompt": prompt,
                     "seed": seed,
                     "face_similarity": float(similarity) if with_faces else None,

@@ -391,3 +391,21 @@ def test_check_names_what_is_passed_over_and_finds_faces_when_asked(
     assert outcome.code == 0, outcome.err
     assert "photos without a face, cut around their middle instead: " in outcome.err
     assert "film.gif" in outcome.err.splitlines()[-1]
+
+
+def test_a_table_of_thousands_is_cut_and_says_so(
+    dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it was given a length; the zero line stays, JSON has every row."""
+    run_dir = build_run(tmp_path, num_trials=8, num_failed=3, images_per_prompt=1, size=8)
+    whole = dreamsweep("show", run_dir).out
+    assert "best of" not in whole
+    monkeypatch.setattr("sweeps.cli.MAX_ROWS", 2)
+    cut = dreamsweep("show", run_dir).out
+    rows = json.loads(dreamsweep("show", run_dir, "--json").out)
+    assert f"the 2 best of {len(rows)}; --top N shows N, --json all" in cut
+    assert sum("dreambooth" in line or "lora" in line for line in cut.partition("the 2 best")[0].splitlines()) == 2
+    assert " base " in cut
+    assert "and 1 more failed" in cut
+    longer = dreamsweep("show", run_dir, "--top", 5).out
+    assert sum("finished" in line or "stopped" in line for line in longer.splitlines()) == 5

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import training.train
@@ -20,7 +23,7 @@ from tests.training.conftest import NUM_CLASS_IMAGES
 from training.checkpoint import Checkpoint, latest_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset
-from training.stats import StatsWriter, StepStats, peak_resident_bytes, read_stats
+from training.stats import StatsWriter, StepStats, peak_resident_bytes, read_newest, read_stats
 from training.step import TrainingRun, apply_gradients, micro_step_inputs, micro_step_loss, start_run
 from training.train import train
 
@@ -287,3 +290,23 @@ def test_a_killed_trainings_stats_go_on_as_if_it_had_not_been(dataset: Dataset, 
     last(train(LORA, dataset, [2], latest, out_dir=tmp_path / "killed", device="cpu"))
     last(train(LORA, dataset, [2], out_dir=tmp_path / "whole", device="cpu"))
     assert but_for_machine(file) == but_for_machine(tmp_path / "whole" / "stats.jsonl")
+
+
+@given(num_steps=st.integers(0, 60), count=st.integers(1, 30), torn=st.binary(max_size=40))
+def test_the_newest_steps_are_the_last_of_all(num_steps: int, count: int, torn: bytes) -> None:
+    """Read from the file's end or whole, with a line that is not whole behind them or none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stats.jsonl"
+        assert read_newest(path, count) == []
+        path.write_bytes(b"".join(a_line(step) for step in range(1, num_steps + 1)) + torn)
+        assert read_newest(path, count) == read_stats(path)[-count:]
+
+
+def a_line(step: int) -> bytes:
+    long = 0.1 + 1e-17 * step
+    return (
+        StepStats(
+            step=step, loss=long, learning_rate=long, gradient_norm=long, seconds=long, peak_memory_bytes=10**step
+        ).model_dump_json()
+        + "\n"
+    ).encode()

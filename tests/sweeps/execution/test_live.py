@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
 from sweeps.config import ChampionConfig
-from sweeps.execution.live import COLUMNS, Board, Display, fill_board
+from sweeps.execution.live import COLUMNS, Board, Display, Pace, fill_board
 from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.records import TrialRecord
 from sweeps.results.results import read_results
+from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import trials_asked_for
 from tests.sweeps import fake_run
 from tests.sweeps.ledger_entries import entry, record
@@ -221,3 +227,128 @@ def test_a_terminal_gets_a_table(board: Board) -> None:
         display.tick()
     for part in ("similarity", "alignment", "400/400", "0.500", "stopped", "2 of 4 trials ended"):
         assert part in output.getvalue()
+
+
+def slow_reference(board: Board, records: dict[str, TrialRecord], base: TrialRecord | None) -> dict[str, Any]:
+    """The same board from all records at once, by the words of its docstrings."""
+    rule = ChampionRule.of(ChampionConfig(), base)
+    trials = [records[trial] for trial in sorted(records)]
+    scored = [trial for trial in trials if trial.checkpoints]
+    scored.sort(key=lambda trial: (*rule.order(rule.best(trial.checkpoints)), trial.config["rank"]))
+    done = {trial.trial: trial.checkpoints[-1].step if trial.checkpoints else 0 for trial in trials}
+    left = sum(400 - done[trial.trial] for trial in trials if not trial.is_over)
+    left += 400 * max(0, board.num_planned - len(trials))
+    spent = sum(trial.seconds for trial in scored)
+    at_once = max(1, len(board.running))
+    first = rule.best(scored[0].checkpoints) if scored and base else None
+    return {
+        "order": [*(trial.trial for trial in scored), *(trial.trial for trial in trials if not trial.checkpoints)],
+        "ended": sum(trial.is_over for trial in trials),
+        "statuses": Counter(board.status(trial) for trial in trials),
+        "left": left * spent / sum(done.values()) / at_once if any(done.values()) else None,
+        "best": (scored[0].trial, first.step) if first and rule.qualifies(first) else None,
+        "failures": [
+            trial.trial for trial in [*scored, *(t for t in trials if not t.checkpoints)] if trial.status == "failed"
+        ],
+    }
+
+
+scores = st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([0.1, 0.25, 0.3])), max_size=3)
+changes = st.tuples(
+    st.sampled_from("abcdef"),
+    scores,
+    st.sampled_from([2, 16]),
+    st.sampled_from(["running", "finished", "stopped", "failed"]),
+    st.sampled_from([None, "machine", "trial"]),
+)
+
+
+@given(st.lists(changes, max_size=25), st.integers(0, 25), st.sets(st.sampled_from("abcdef")))
+def test_a_board_that_is_kept_up_to_date_is_the_one_made_anew(
+    events: list[Any], base_comes_after: int, running: set[str]
+) -> None:
+    """Whatever changes, in whatever order, and whenever the base model's score comes."""
+    board, records, base = Board("ada", ChampionConfig(), num_planned=8), {}, None
+    board.running = running
+    for i, (trial, scored, rank, status, fault) in enumerate(events):
+        entries = [entry(100 * (n + 1), *found) for n, found in enumerate(scored)]
+        records[trial] = record(trial, *entries, status=status, fault=fault)
+        records[trial] = records[trial].model_copy(update={"config": {**records[trial].config, "rank": rank}})
+        board.put(records[trial])
+        if i == base_comes_after:
+            base = record("base", entry(0, 0.1, 0.28))
+            board.put(base)
+    wanted = slow_reference(board, records, base)
+    assert [trial.trial for trial in board.best_first()] == wanted["order"]
+    assert board.num_ended == wanted["ended"]
+    assert {k: v for k, v in board.num_by_status().items() if v} == dict(
+        wanted["statuses"] + Counter(waiting=8 - len(records))
+    )
+    assert board.seconds_left() == (None if wanted["left"] is None else pytest.approx(wanted["left"]))
+    best = board.best()
+    assert (best and (best.trial, best.checkpoint.step)) == wanted["best"]
+    assert len(list(board.rows())) == board.num_rows == len(records) + (base is not None)
+    assert [line.split(": ")[1] for line in board.failures()] == wanted["failures"]
+
+
+def test_a_change_costs_the_same_among_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the trials ask the champion rule twice as often, all their changes together."""
+    asked = 0
+    order = ChampionRule.order
+
+    def counted(rule: ChampionRule, scores: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return order(rule, scores)
+
+    monkeypatch.setattr(ChampionRule, "order", counted)
+
+    def asked_for(num_trials: int) -> int:
+        nonlocal asked
+        board = Board("ada", ChampionConfig(), num_trials)
+        board.put(record("base", entry(0, 0.1)))
+        display = Display(board, Console(file=io.StringIO()), None)
+        asked = 0
+        for i in range(num_trials):
+            display.changed(record(f"t{i}", entry(200, i / num_trials)))
+            board.headline(), board.summary(), board.num_by_status()
+        return asked
+
+    assert 0 < asked_for(80) <= 2 * asked_for(40)
+
+
+def test_writing_takes_no_more_than_its_share_and_nothing_stays_unwritten() -> None:
+    """A file that takes a second to write is written every twenty; what was left out meanwhile is written then."""
+    clock, done = [0.0], []
+
+    def work() -> None:
+        done.append(clock[0])
+        clock[0] += 1
+
+    pace = Pace(0.05, lambda: clock[0])
+    pace.wanted(work)
+    for moment in (2.0, 5.0, 19.0):
+        clock[0] = moment
+        pace.wanted(work)
+        pace.catch_up(work)
+    assert done == [0.0]
+    clock[0] = 20.0
+    pace.catch_up(work)
+    pace.catch_up(work)
+    assert done == [0.0, 20.0]
+    pace.catch_up(work, at_once=True)
+    assert done == [0.0, 20.0], "nothing new"
+    pace.wanted(work, at_once=True)
+    assert done == [0.0, 20.0, 21.0]
+
+
+def test_the_last_state_is_in_the_leaderboard_file(board: Board, tmp_path: Path) -> None:
+    """Whatever was left out while the sweep ran, and however it ends."""
+    clock = iter(range(10**9))
+    file = tmp_path / "board.log"
+    display = Display(board, None, file, now=lambda: float(next(clock)))
+    with suppress(KeyboardInterrupt), display.shown():
+        display.changed(record("a", entry(200, 0.3), status="finished"))
+        assert "2 of 4" in file.read_text(), "a second of writing allows the next in twenty"
+        raise KeyboardInterrupt
+    assert "3 of 4" in file.read_text()

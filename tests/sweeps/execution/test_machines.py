@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
 from sweeps.execution.failures import TRACEBACK_FILE, is_full_disk
-from sweeps.execution.machines import MAX_FAILURES, TRIALS_TO_SET_ASIDE, Machines, node_at
+from sweeps.execution.machines import MAX_FAILURES, TRIALS_TO_SET_ASIDE, Machines, asked_once_a_second, node_at
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.results import read_results
 from tests.sweeps.tiny_sweep import write_sweep
@@ -137,3 +137,14 @@ def test_one_bad_machine_does_not_eat_the_sweep(cluster: Cluster, tmp_path: Path
     kept = list((tmp_path / "tiny" / "trials").glob(f"*/{TRACEBACK_FILE}"))
     assert kept, "the bad machine had no trial"
     assert all("no such GPU kernel here" in file.read_text() for file in kept)
+
+
+def test_a_question_is_asked_once_a_second() -> None:
+    """And answered as often as anybody wants to know."""
+    clock, answers = [10.0], iter("abc")
+    answer = asked_once_a_second(lambda: next(answers), lambda: clock[0])
+    assert [answer(), answer()] == ["a", "a"]
+    clock[0] = 10.9
+    assert answer() == "a"
+    clock[0] = 11.0
+    assert [answer(), answer()] == ["b", "b"]

@@ -21,7 +21,9 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.report import pictures as report_pictures
 from sweeps.report.page import (
     BarScale,
+    drawn_trials,
     interval_text,
+    render_report,
     write_report,
 )
 from sweeps.report.pictures import data_uri
@@ -309,3 +311,28 @@ def test_the_photos_that_were_special_are_named(tmp_path: Path) -> None:
     assert "4 with a face, 1 without" in page.text
     (run_dir / "dataset" / "reference_embedding.safetensors").write_bytes(b"cut")
     assert "not a whole file of reference faces" in page_of(run_dir).text
+
+
+def test_a_page_of_thousands_of_trials_shows_the_best_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table and plots are bounded, have champion, zero line and front, and name how many there are."""
+    run_dir = build_run(tmp_path, num_trials=40, num_failed=6, images_per_prompt=1, size=8)
+    assert "Drawn are" not in render_report(read_results(run_dir))
+    monkeypatch.setattr("sweeps.report.page.MAX_ROWS", 10)
+    monkeypatch.setattr("sweeps.report.page.MAX_DRAWN", 30)
+    monkeypatch.setattr("sweeps.report.page.MAX_FAILED", 4)
+    results = read_results(run_dir)
+    html, best = render_report(results), results.best_of_each_trial()
+    drawn = drawn_trials(results.present_rows, best)
+    assert f"Drawn are {len(drawn)} of {len(best)} trials" in html
+    front = {row.trial for row in results.rows if row.pareto and not row.is_base}
+    assert {row.trial for row in best[:4]} | front <= drawn
+    assert len(drawn - front) <= 10
+    assert drawn_trials(results.present_rows[:30], best[:9]) == {row.trial for row in best[:9]}, "few are all there"
+    assert f"The 10 best of {len(results.rows)} scored checkpoints" in html
+    _, _, table = html.partition("<summary>The 10 best of")
+    rows = re.findall(r'<tr data-trial="([^"]+)" data-step', table.partition("</details>")[0])
+    assert rows[:10] == [row.trial for row in results.rows[:10]]
+    assert rows[10:] == ["base"], "the zero line stands in every table"
+    assert "2 further ones are in the run folder" in html

@@ -15,10 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.scores import ImageScore
 from sweeps.config import ChampionConfig
 from sweeps.ledger.folder import RunFolder
-from sweeps.results.champion import Champion, champion
-from sweeps.results.intervals import bootstrap_interval, paired_difference
+from sweeps.ledger.records import TrialRecord, parse_record
+from sweeps.results import results
+from sweeps.results.champion import Champion, champion, compare_face_similarity
+from sweeps.results.intervals import bootstrap_interval, paired_difference, quantile_of_sorted
 from sweeps.results.leaderboard import (
     COLUMNS,
     Row,
@@ -29,7 +32,7 @@ from sweeps.results.leaderboard import (
     results_csv,
     write_results_csv,
 )
-from sweeps.results.results import Results, read_results
+from sweeps.results.results import Results, TrialReader, read_results
 from sweeps.results.rule import ChampionRule
 from tests.sweeps.fake_run import PROMPTS, build_run, entry, write_sweep, write_trial
 
@@ -344,3 +347,68 @@ def test_trials_of_an_earlier_sweep_are_in_no_verdict(tmp_path: Path) -> None:
     written = list(csv.DictReader(io.StringIO(results_csv(after.rows))))
     assert {line["trial"] for line in written if line["earlier"] == "True"} == gone
     assert len(after.rows) == len(before.rows), "they are shown"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=50), st.floats(0, 1))
+def test_a_quantile_is_numpys_to_the_last_bit(values: list[float], share: float) -> None:
+    """So that the bounds in a results.csv are the ones that earlier releases wrote."""
+    assert quantile_of_sorted(np.sort(values), share) == np.quantile(values, share)
+
+
+pictures = st.lists(st.floats(-0.2, 0.4), min_size=2, max_size=9)
+
+
+@given(st.lists(pictures, max_size=6), st.lists(st.floats(-0.2, 0.2), min_size=9, max_size=9))
+def test_the_caveats_are_those_of_all_checkpoints(trials: list[list[float]], of_base: list[float]) -> None:
+    """Looked at one by one until one settles it, or all together."""
+
+    def with_pictures(found: Row, scores: list[float]) -> Row:
+        images = tuple(
+            ImageScore(file=f"{i}.png", face_similarity=score, num_faces=1) for i, score in enumerate(scores)
+        )
+        return found.model_copy(update={"image_scores": images, "face_similarity": float(np.mean(scores))})
+
+    zero = with_pictures(base(), of_base)
+    rows = [with_pictures(row(f"t{i}", 0.0), scores) for i, scores in enumerate(trials)]
+    verdicts = {compare_face_similarity(one, zero, len(rows)).verdict for one in rows}
+    said = " ".join(verdict_on([zero, *rows]).caveats)
+    assert ("too few pictures" in said) == (verdicts == {"unknown"})
+    assert ("measurably" in said) == bool(verdicts and "higher" not in verdicts and verdicts != {"unknown"})
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that goes on gives what a new one gives, and parses only what was written since."""
+    run_dir = build_run(tmp_path / "run", num_trials=6, num_running=2, images_per_prompt=1, size=8)
+    reader, parsed = TrialReader(), []
+
+    def counted(content: bytes) -> TrialRecord:
+        found = parse_record(content)
+        parsed.append(found.trial)
+        return found
+
+    def agree() -> list[str]:
+        parsed.clear()
+        known = read_results(run_dir, reader)
+        only = list(parsed)
+        anew = read_results(run_dir)
+        assert (known.rows, known.trials, known.warnings) == (anew.rows, anew.trials, anew.warnings)
+        assert (known.champion, known.earlier) == (anew.champion, anew.earlier)
+        return only
+
+    monkeypatch.setattr(results, "parse_record", counted)
+    assert len(agree()) == 7
+    assert agree() == []
+    best, other, damaged = (trial.trial for trial in read_results(run_dir).trials[1:4])
+    folder = RunFolder(run_dir)
+    record = folder.read(best)
+    assert record is not None
+    folder.write(record.model_copy(update={"status": "stopped"}))
+    assert agree() == [best]
+    folder.trial_file(other).unlink()
+    folder.trial_file(damaged).write_text("{")
+    assert agree() == []
+    sweep = yaml.safe_load(folder.sweep_file.read_text())
+    del sweep["methods"]["dreambooth"]
+    folder.sweep_file.write_text(yaml.safe_dump(sweep))
+    assert len(agree()) == 5, "which trials the sweep file asks for has changed"
+    assert read_results(run_dir, reader).earlier

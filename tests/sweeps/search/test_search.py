@@ -18,6 +18,8 @@ from sweeps.config import SweepConfig, parse_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import config_hash
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
+from sweeps.results.rule import ChampionRule
+from sweeps.search import study
 from sweeps.search.listed import FLOOR, is_complete
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.search.study import REPEATS_BEFORE_RANDOM, StudySearch
@@ -290,3 +292,73 @@ def test_a_changed_sweep_is_not_complete(sampler: str, tmp_path: Path) -> None:
     assert not {*first, begun["trial"]} & set(served)
     assert not is_complete(old, folder)
     assert drive(old, folder) == [begun["trial"]], "the old file asks for the old trials still"
+
+
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that remembers 8 to 12 answers."""
+    monkeypatch.setattr(study, "MAX_REMEMBERED", 12)
+    monkeypatch.setattr(study, "REMEMBERED_BEST", 4)
+    monkeypatch.setattr(study, "REMEMBERED_OTHERS", 4)
+
+
+@pytest.mark.usefixtures("short_memory")
+@pytest.mark.parametrize("killed_after", [10, 14, 25])
+def test_a_search_that_forgets_is_cut_without_a_trace(killed_after: int, tmp_path: Path) -> None:
+    """A new driver forgets what the old one had forgotten."""
+    config = sweep("tpe", 40)
+    whole = drive(config, new_folder(tmp_path / "whole"))
+    cut = new_folder(tmp_path / "cut")
+    assert drive(config, cut, ends=killed_after) + drive(config, cut) == whole
+    assert len(whole) == 40
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_a_search_never_forgets_its_best(tmp_path: Path) -> None:
+    """Of many answers it keeps a bounded number, the best among them; what is still open stays open."""
+    config, folder = sweep("tpe", 60), new_folder(tmp_path)
+    searcher = searcher_over(config, folder)
+    assert isinstance(searcher.search, StudySearch)
+    rule = ChampionRule.of(config.champion, folder.base())
+    told: list[ScoredCheckpoint] = []
+    served = [searcher.suggest(f"tune{i}") for i in range(3)]
+    for i in range(3, 60):
+        first = served.pop(0)
+        told += finish(folder, first["trial"]).checkpoints  # type: ignore[index]
+        searcher.on_trial_complete(f"tune{i - 3}")
+        served.append(searcher.suggest(f"tune{i}"))
+        trials = searcher.search.study.get_trials(deepcopy=False)
+        answers = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
+        assert len(answers) <= 13
+        assert len(trials) - len(answers) == 3, "the open ones"
+        best = [found.face_similarity for found in sorted(told, key=rule.order)[:4]]
+        assert set(best) <= {answer.value for answer in answers}
+
+
+def test_a_sweep_of_a_thousand_trials_forgets_nothing() -> None:
+    """What a search of that size asks is what it asked before searches could forget."""
+    assert study.MAX_REMEMBERED >= 1000
+    assert study.REMEMBERED_BEST + study.REMEMBERED_OTHERS < study.MAX_REMEMBERED
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_trial_costs_the_ledger_the_same_however_many_there_are(
+    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the trials, twice the reads."""
+    num_reads, read = 0, RunFolder.read_here
+
+    def counted(folder: RunFolder, trial: str) -> TrialRecord | None:
+        nonlocal num_reads
+        num_reads += 1
+        return read(folder, trial)
+
+    monkeypatch.setattr(RunFolder, "read_here", counted)
+
+    def reads(num_trials: int) -> int:
+        nonlocal num_reads
+        num_reads = 0
+        assert len(drive(sweep(sampler, num_trials), new_folder(tmp_path / str(num_trials)))) == num_trials
+        return num_reads
+
+    assert 0 < reads(24) <= 2 * reads(12)
