@@ -154,7 +154,8 @@ def of_nodes(seen: Sequence[Seen]) -> Iterator[Finding]:
         )
     else:
         cpus = sum(each.num_cpus for each in seen)
-        yield Finding(True, "machines", f"{len(seen)} up, {cpus:g} CPUs for trials, all answer")
+        trials = f"{cpus:g} CPUs for trials" if cpus else "none for trials yet: start some, unless an autoscaler does"
+        yield Finding(True, "machines", f"{len(seen)} up, {trials}, all answer")
 
 
 def of_versions(seen: Sequence[Seen], ours: Mapping[str, str]) -> Iterator[Finding]:
