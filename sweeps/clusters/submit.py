@@ -28,6 +28,9 @@ OUT = "/mnt/dreamsweep/runs"
 RUNNING_LINE = "Running entrypoint for job"
 """Of Ray, in a job's log: what comes after it is the job's."""
 
+STATE_DUMP = "[state-dump]"
+"""Stands in each of the hundred lines that Ray puts into every driver's log when a machine is lost."""
+
 Say = Callable[[str], None]
 
 
@@ -156,7 +159,7 @@ def follow_job(dashboard: Dashboard, job: str, name: str, console: Console, say:
 
 
 class _Lines:
-    """A job's log in whole lines, without what Ray writes before it."""
+    """A job's log in whole lines, without what Ray writes before it and from the inside of a machine that was lost."""
 
     def __init__(self, say: Say) -> None:
         self._say, self._rest, self._has_begun = say, "", False
@@ -164,7 +167,7 @@ class _Lines:
     def add(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if self._has_begun:
+            if self._has_begun and STATE_DUMP not in line:
                 self._say(line)
             self._has_begun = self._has_begun or line.startswith(RUNNING_LINE)
 

@@ -202,3 +202,13 @@ def test_what_is_sent_with_a_job_has_no_variables(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_TOKEN", "canary")
     assert "env_vars" not in our_runtime_env()
     assert "canary" not in json.dumps(our_runtime_env())
+
+
+def test_of_a_jobs_log_the_sweeps_own_lines_are_followed() -> None:
+    """In whole lines, however they come; not what Ray says before it, nor a lost machine's insides."""
+    said: list[str] = []
+    lines = _Lines(said.append)
+    for text in ("starting\nRunning entrypoint for job a: python\n[0/2] tri", "al\n", "    [state-dump] x\n\nend"):
+        lines.add(text)
+    lines.end()
+    assert said == ["[0/2] trial", "", "end"]
