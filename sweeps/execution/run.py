@@ -240,6 +240,6 @@ def _run_trials(
     if machines.none_left:
         reasons = "; ".join(sorted(set(machines.set_aside.values())))
         raise NoMachineLeft(
-            f"every machine failed {TRIALS_TO_SET_ASIDE} trials in a row and is set aside ({reasons}); "
+            f"every machine is set aside, for {TRIALS_TO_SET_ASIDE} failures in a row or what it lacks ({reasons}); "
             f"tracebacks are in {folder.trials_dir}/*/traceback.txt; the same command tries again"
         )

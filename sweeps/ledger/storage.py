@@ -192,7 +192,7 @@ def _is_of_library(error: Exception) -> bool:
     if isinstance(error, OSError):
         is_of_disk = error.errno in OF_DISKS or (isinstance(error.filename, str) and Path(error.filename).is_absolute())
         return not is_of_disk
-    return type(error).__module__ != "builtins"
+    return type(error).__module__.partition(".")[0] not in ("builtins", "sweeps")  # a signal's handler raises here, too
 
 
 def _is_refusal(error: Exception) -> bool:

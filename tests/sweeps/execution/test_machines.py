@@ -39,6 +39,14 @@ def test_a_machine_that_fails_trial_after_trial_is_set_aside() -> None:
     assert not known.none_left
 
 
+def test_a_machine_that_lacks_something_gets_no_second_trial() -> None:
+    """It fails fastest of all: at once, before it has trained anything."""
+    known = machines()
+    assert known.failed("t", "a", "does not see the folder", is_unfit=True)
+    assert known.to_avoid("u") == ["a"]
+    assert not known.failed("u", "a", "does not see the folder", is_unfit=True), "and is named once"
+
+
 def test_a_success_in_between_clears_a_machine() -> None:
     """Failures that are not in a row are the lot of large sweeps."""
     known = machines()
