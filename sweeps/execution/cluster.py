@@ -224,7 +224,7 @@ def _check_models(models: Mapping[str, str], lacking: Mapping[str, Sequence[str]
 def _look_around(
     run_dir: str, storage: str | None, name: str, models: Mapping[str, str]
 ) -> tuple[str, list[str], str | None]:
-    """What the probe says on this machine, places of models that are not on it, and why it cannot be read or written."""
+    """What the probe says on this machine, the places of models that are not on it, and why it could not be tried."""
     lacks = [place for place, path in models.items() if not Path(path).exists()]
     text = ""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,9 +14,6 @@ from sweeps.config import SweepConfig, parse_sweep
 from tests.sweeps.browser import CHROMEDRIVER, CHROMIUM, Browser, chromium
 from tests.sweeps.command import Command, Outcome
 from tests.sweeps.tiny_sweep import build_face_encoder, sweep_mapping
-
-if TYPE_CHECKING:
-    from tests.sweeps.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -67,27 +64,3 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
             pytest.skip(f"needs {package} (a Debian package)")
     with chromium(tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
-
-
-@pytest.fixture(scope="session")
-def _one_s3_server() -> Iterator[S3Server]:
-    from tests.sweeps.s3_server import S3Server  # moto takes a second, and most tests have no use for it
-
-    server = S3Server()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def s3(_one_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server on this machine; this process asks it as `head`, as its environment says."""
-    from s3fs import S3FileSystem
-
-    for name, value in _one_s3_server.environment("head").items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # so that an error which lasts costs a second, not five
-    S3FileSystem.clear_instance_cache()  # which an earlier test may have pointed elsewhere
-    _one_s3_server.log.clear()
-    yield _one_s3_server
-    S3FileSystem.clear_instance_cache()

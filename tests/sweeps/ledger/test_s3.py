@@ -20,10 +20,10 @@ from sweeps.ledger import lease as leases
 from sweeps.ledger import storage as storages
 from sweeps.ledger.mirror import MirroredRunFolder
 from sweeps.ledger.storage import Storage, StorageError, StorageRefusedError
+from tests.s3_server import Request, S3Server, Weather
 from tests.sweeps.command import Command
 from tests.sweeps.ledger.test_lease import TestClock
 from tests.sweeps.ledger.test_mirror import record, save_weights, weights_of
-from tests.sweeps.s3_server import Request, S3Server, Weather
 from tests.sweeps.tiny_sweep import write_sweep
 from training.errors import UserError
 
