@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := .[dlib,adam8bit,heif,aws,gcp,dev]
+EXTRAS := .[dlib,adam8bit,heif,aws,gcp,s3,dev]
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format lock clean

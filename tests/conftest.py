@@ -10,10 +10,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first importe
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 torch.set_num_threads(1)
 SHAPED = [
@@ -66,6 +70,30 @@ def tiny_face_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny_models import build_face_weights
 
     return str(build_face_weights(tmp_path_factory.mktemp("face") / "inception.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def _one_s3_server() -> Iterator[S3Server]:
+    from tests.s3_server import S3Server  # moto takes a second, and most tests have no use for it
+
+    server = S3Server()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_one_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server on this machine; this process asks it as `head`, as its environment says."""
+    from s3fs import S3FileSystem
+
+    for name, value in _one_s3_server.environment("head").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # so that an error which lasts costs a second, not five
+    S3FileSystem.clear_instance_cache()  # which an earlier test may have pointed elsewhere
+    _one_s3_server.log.clear()
+    yield _one_s3_server
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from sweeps.config import AskedResources, ResourcesConfig, SweepConfig
 from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
+from sweeps.ledger.storage import StorageError
 from training.errors import UserError
 
 
@@ -171,7 +172,7 @@ def check_shared(folder: RunFolder, storage: str | None, models: Mapping[str, st
     Machines that join later are asked by `same_models`.
 
     Raises:
-        UserError: names the machines, or says why the storage cannot be written.
+        UserError: names the machines, or says why the folder or the storage cannot be written.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2 and storage is None:
@@ -190,12 +191,17 @@ def check_shared(folder: RunFolder, storage: str | None, models: Mapping[str, st
                 for node in nodes
             ]
         )
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"storage: {storage} must be writable: {error}") from None
     finally:
         probe.unlink(missing_ok=True)
     folder.push(probe)  # which takes it away there too
-    found = list(zip(nodes, answers, strict=True))
+    for node, (_, _, problem) in zip(nodes, answers, strict=True):
+        if problem:
+            raise UserError(f"machine {node['NodeManagerAddress']}: {problem}")
+    found = [(node, (read, lacks)) for node, (read, lacks, _) in zip(nodes, answers, strict=True)]
     blind = [node["NodeManagerAddress"] for node, (read, _) in found if read != text]
     if blind:
         place = folder.dir if storage is None else storage
@@ -215,11 +221,23 @@ def _check_models(models: Mapping[str, str], lacking: Mapping[str, Sequence[str]
             )
 
 
-def _look_around(run_dir: str, storage: str | None, name: str, models: Mapping[str, str]) -> tuple[str, list[str]]:
-    """What the probe says on this machine, and the places of the models that are not on it."""
-    folder = open_run(run_dir, storage)
-    folder.pull(folder.dir / name)
-    file = folder.dir / name
-    text = file.read_text() if file.is_file() else ""
-    folder.forget(file)
-    return text, [place for place, path in models.items() if not Path(path).exists()]
+def _look_around(
+    run_dir: str, storage: str | None, name: str, models: Mapping[str, str]
+) -> tuple[str, list[str], str | None]:
+    """What the probe says on this machine, the places of models that are not on it, and why it could not be tried."""
+    lacks = [place for place, path in models.items() if not Path(path).exists()]
+    text = ""
+    try:
+        folder = open_run(run_dir, storage)
+        file, own = folder.dir / name, folder.dir / f"probe-{uuid.uuid4().hex}.txt"
+        folder.pull(file)
+        if file.is_file():
+            text = file.read_text()
+            folder.forget(file)
+            own.write_text(text)
+            folder.push(own)
+            own.unlink()
+            folder.push(own)  # which takes it away there too
+    except (UserError, OSError) as error:
+        return text, lacks, str(error)
+    return text, lacks, None

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from sweeps.execution.failures import is_full_disk, keep_traceback
 from sweeps.execution.gauges import RECENT_STEPS, Gauges
 from sweeps.execution.live import Board, Display
-from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, node_at
+from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, MachineError, Machines, node_at
 from sweeps.execution.worker import Preempted
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
@@ -99,14 +99,17 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             self._show(record)
             return
         is_lost = isinstance(cause, RayActorError)  # with its worker or machine, which had no time to say why
-        reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
-        address = getattr(error, "ip", record.machine)
+        if isinstance(cause, MachineError):
+            address, node_id, is_unfit = cause.machine, cause.node_id, cause.is_unfit
+            reason = " ".join(str(cause).split())
+        else:
+            address, is_unfit = getattr(error, "ip", record.machine), False
+            node_id = node_at(address, record)
+            reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
         keep_traceback(self._folder, record.trial, address, reason if error is None else str(error))
-        if self._machines.failed(record.trial, node_at(address, record), reason):
-            self._display.say(
-                f"machine {address} is set aside: {TRIALS_TO_SET_ASIDE} trials in a row failed there, "
-                f"the last one with: {reason}"
-            )
+        if self._machines.failed(record.trial, node_id, reason, is_unfit=is_unfit):
+            why = "" if is_unfit else f"{TRIALS_TO_SET_ASIDE} trials in a row failed there, the last one with: "
+            self._display.say(f"machine {address} is set aside: {why}{reason}")
         if self._machines.is_worth_another_try(record.trial):
             self._searcher.retry(record, at_once=is_lost)
         else:

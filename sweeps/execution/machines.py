@@ -1,6 +1,7 @@
 """Whose machine it is: failures that are no fault of the trial's are tried again elsewhere, but not for ever.
 
-A machine that fails several trials in a row would otherwise eat a whole sweep, because it fails fastest.
+A machine that fails several trials in a row would otherwise eat a whole sweep, because it fails fastest. One that
+says itself what it lacks (the run folder, the storage, a model) gets no second trial.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TypeVar
 import ray
 
 from sweeps.ledger.records import TrialRecord
+from training.errors import UserError
 
 T = TypeVar("T")
 MAX_FAILURES = 4
@@ -24,6 +26,25 @@ TRIALS_TO_SET_ASIDE = 3
 
 class NoMachineLeft(RuntimeError):  # noqa: N818 -- it says what happened
     """Every machine of the cluster has been set aside."""
+
+
+class MachineError(UserError):
+    """A trial failed on a machine through no fault of its own; the machine says so itself.
+
+    Args:
+        text: what was wrong.
+        machine: its address.
+        node_id: Ray's name of it.
+        is_unfit: whether it lacks what every trial needs.
+    """
+
+    def __init__(self, text: str, machine: str | None, node_id: str | None, is_unfit: bool) -> None:
+        super().__init__(text, machine, node_id, is_unfit)  # as `args`, they survive the way to the driver
+        self.machine, self.node_id, self.is_unfit = machine, node_id, is_unfit
+
+    def __str__(self) -> str:
+        """What was wrong."""
+        return str(self.args[0])
 
 
 def this_machine() -> dict[str, str | None]:
@@ -101,15 +122,22 @@ class Machines:
         self._failed_on.pop(trial, None)
         self._failed_in_a_row.pop(node_id or "", None)
 
-    def failed(self, trial: str, node_id: str | None, reason: str) -> bool:
-        """The trial failed there by no fault of its own; is the machine set aside for it?"""
+    def failed(self, trial: str, node_id: str | None, reason: str, *, is_unfit: bool = False) -> bool:
+        """The trial failed there by no fault of its own; is the machine set aside for it?
+
+        Args:
+            trial: our name of it.
+            node_id: Ray's name of the machine; None where it is not known.
+            reason: what it failed with.
+            is_unfit: whether the machine lacks what every trial needs, so that none need be lost on finding out.
+        """
         self._failures[trial] = self._failures.get(trial, 0) + 1
         if node_id is None or node_id in self.set_aside:
             return False
         self._failed_on.setdefault(trial, set()).add(node_id)
         in_a_row = self._failed_in_a_row.setdefault(node_id, set())
         in_a_row.add(trial)
-        if len(in_a_row) < TRIALS_TO_SET_ASIDE:
+        if len(in_a_row) < TRIALS_TO_SET_ASIDE and not is_unfit:
             return False
         self.set_aside[node_id] = reason
         return True

@@ -35,7 +35,7 @@ from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
 from sweeps.execution.rewind import rewind_damaged
-from sweeps.execution.session import ending_on_signals, ray_session
+from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.trial import SweepTrial
@@ -222,6 +222,7 @@ def _run_trials(
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
     # The searcher says how many run; without this, Tune would let workers start up one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
+    keep_credentials_here()
     with display.shown(), out_of_tune():
         tune.run(
             SweepTrial,
@@ -240,6 +241,6 @@ def _run_trials(
     if machines.none_left:
         reasons = "; ".join(sorted(set(machines.set_aside.values())))
         raise NoMachineLeft(
-            f"every machine failed {TRIALS_TO_SET_ASIDE} trials in a row and is set aside ({reasons}); "
+            f"every machine is set aside, for {TRIALS_TO_SET_ASIDE} failures in a row or what it lacks ({reasons}); "
             f"tracebacks are in {folder.trials_dir}/*/traceback.txt; the same command tries again"
         )

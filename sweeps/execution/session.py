@@ -140,6 +140,16 @@ def our_runtime_env() -> dict[str, Any]:
     return env
 
 
+def keep_credentials_here() -> None:
+    """Have Tune send no credentials of ours to the trials' workers.
+
+    By itself it puts the AWS keys of the driver's environment into its actors' `runtime_env`; each machine has its own.
+    """
+    from ray.tune.execution import class_cache  # Tune takes seconds, and a session is had without it
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+
+
 def our_packages() -> list[str]:
     """Folders of the three packages, to be sent to the workers; photos, weights and runs lie outside of them."""
     return [str(Path(str(package.__file__)).parent) for package in (sweeps, evaluation, training)]

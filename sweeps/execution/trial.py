@@ -20,17 +20,18 @@ from ray.tune.result import DONE
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE, keep_traceback
 from sweeps.execution.lines import scores_text, step_text
-from sweeps.execution.machines import elsewhere, this_machine
+from sweeps.execution.machines import MachineError, elsewhere, this_machine
 from sweeps.execution.same_models import check_seen
 from sweeps.execution.worker import OutOfGpuMemory, Preempted, TrialTask, TrialWorker, heeding_sigterm
 from sweeps.execution.workers import TrialWorkers
 from sweeps.ledger.identity import trial_name
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL, TrialRecord
+from sweeps.ledger.storage import StorageError
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import lesson
 from sweeps.wording import failure_text
-from training.errors import DivergedError
+from training.errors import DivergedError, UserError
 from training.layout import STATE_FILE
 from training.share import ALONE
 from training.stats import STATS_FILE, read_stats
@@ -66,10 +67,18 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return tune.PlacementGroupFactory([*of_the_trial, *bundles], strategy="STRICT_PACK", **selectors)
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Find the trial in the ledger; nothing heavy yet, since an error here would count as the machine's."""
+        """Find the trial in the ledger; nothing heavy yet."""
         _log_to_stderr()
         self._task: TrialTask = config["task"]
+        self._trial: str = config["trial"]
         self._worker: TrialWorker | TrialWorkers | None = None
+        self._could_not_begin: Exception | None = None
+        try:
+            self._begin(config)
+        except Exception as error:  # `step` raises it: of a worker that fails here Ray says neither where nor why
+            self._could_not_begin = error
+
+    def _begin(self, config: dict[str, Any]) -> None:
         self._folder = open_run(self._task.run_dir, self._task.storage)
         self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
         self._folder.pull(self._folder.trial_dir(config["trial"]), without=("images-*",))
@@ -104,18 +113,24 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def step(self) -> dict[str, Any]:
         """Train up to the next scoring point, score it, write it down, then report it."""
-        if not self._record.is_over:
-            try:
+        try:
+            if self._could_not_begin is not None:
+                raise self._could_not_begin
+            if not self._record.is_over:
                 with heeding_sigterm(self._stop):
                     self._score_next_or_fail()
-            except Preempted as end:
-                self._folder.push(self._folder.trial_dir(self._record.trial))
-                self._log(str(end))
+        except Preempted as end:
+            self._folder.push(self._folder.trial_dir(self._record.trial))
+            self._log(str(end))
+            raise
+        except Exception as error:  # whatever it is: it is noted and goes on its way
+            kind = type(error).__name__  # not its text, which may name files of the user's
+            self._log(f"failed on this machine: {kind}; {TRACEBACK_FILE} in its folder says more")
+            is_unfit = isinstance(error, UserError) and type(error) is not StorageError  # which may come back
+            if not is_unfit and self._could_not_begin is None:
                 raise
-            except Exception as error:  # whatever it is: it is noted and goes on its way
-                kind = type(error).__name__  # not its text, which may name files of the user's
-                self._log(f"failed on this machine: {kind}; {TRACEBACK_FILE} in its folder says more")
-                raise
+            text = str(error) if is_unfit else failure_text(error)
+            raise MachineError(text, **this_machine(), is_unfit=is_unfit) from error
         return report_of(self._record, self._rule)
 
     def _stop(self) -> None:
@@ -206,7 +221,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return self._record.seconds + time.monotonic() - self._since
 
     def _log(self, text: str) -> None:
-        LOG.info("%s  %s", self._record.trial, text)
+        LOG.info("%s  %s", self._trial, text)
 
     def _log_outcome(self, record: TrialRecord) -> None:
         reason = f": {record.reason}" if record.reason else ""
@@ -218,7 +233,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
         The driver writes a trial that early stopping ends into the ledger before Tune lets its worker go.
         """
-        if not self._record.is_over:
+        if self._could_not_begin is None and not self._record.is_over:
             record = self._folder.read(self._record.trial)
             if record is not None and record.status == "stopped":
                 self._log_outcome(record)

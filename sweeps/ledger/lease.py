@@ -236,7 +236,7 @@ class Lease:
                 if not self._place.create(self._content()):
                     self._clock.wait(self._timing.settle)
                     continue
-            else:
+            elif found != self._content():  # our own, where only the answer to its creation was lost
                 self._check_dead(found)
                 if self._place.read() != found:
                     continue  # somebody was quicker

@@ -157,8 +157,8 @@ class MirroredRunFolder(RunFolder):
 
     @property
     def lease_place(self) -> Place:
-        """In the storage: the folder is this machine's alone."""
-        return StoragePlace(self.storage)
+        """In the storage, which is not waited for there: the folder is this machine's alone."""
+        return StoragePlace(Storage(self.storage.address, self.dir.name, patience=0))
 
     # --- units
 

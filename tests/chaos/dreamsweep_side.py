@@ -47,6 +47,8 @@ class JudgedTrial(SweepTrial):
 
     def step(self) -> dict[str, Any]:
         """The trial's own; what it has in the ledger afterwards has been scored."""
+        if self._could_not_begin is not None:
+            return super().step()  # type: ignore[no-any-return]
         was_over, num_scored = self._record.is_over, len(self._record.checkpoints)
         result: dict[str, Any] = super().step()
         for scored in self._record.checkpoints[num_scored:]:

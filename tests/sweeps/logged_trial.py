@@ -19,7 +19,7 @@ class LoggedTrial(SweepTrial):
 
     def step(self) -> dict[str, Any]:
         """The trial's own step, with its judge."""
-        if self._record.is_over:
+        if self._could_not_begin is not None or self._record.is_over:
             return super().step()  # type: ignore[no-any-return]
         bad = Path(f"{self._folder.dir}.bad")
         if bad.exists() and bad.read_text() == self._record.node_id:

@@ -9,15 +9,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
 from sweeps.execution.failures import TRACEBACK_FILE, is_full_disk
-from sweeps.execution.machines import MAX_FAILURES, TRIALS_TO_SET_ASIDE, Machines, asked_once_a_second, node_at
+from sweeps.execution.keeper import LedgerKeeper
+from sweeps.execution.machines import (
+    MAX_FAILURES,
+    TRIALS_TO_SET_ASIDE,
+    MachineError,
+    Machines,
+    asked_once_a_second,
+    node_at,
+)
+from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.results import read_results
 from tests.sweeps.tiny_sweep import write_sweep
@@ -37,6 +49,14 @@ def test_a_machine_that_fails_trial_after_trial_is_set_aside() -> None:
     assert known.set_aside == {"a": "no disk"}
     assert known.to_avoid("another") == ["a"]
     assert not known.none_left
+
+
+def test_a_machine_that_lacks_something_gets_no_second_trial() -> None:
+    """It fails fastest of all: at once, before it has trained anything."""
+    known = machines()
+    assert known.failed("t", "a", "does not see the folder", is_unfit=True)
+    assert known.to_avoid("u") == ["a"]
+    assert not known.failed("u", "a", "does not see the folder", is_unfit=True), "and is named once"
 
 
 def test_a_success_in_between_clears_a_machine() -> None:
@@ -97,6 +117,31 @@ def test_a_failure_before_the_trial_could_say_where_it_is_blames_no_earlier_mach
     assert node_at("10.0.0.2", record) == "b"
     assert node_at("10.0.0.3", record) is None
     assert node_at("10.0.0.9", record) is None
+
+
+@pytest.mark.parametrize(("is_unfit", "num_set_aside"), [(True, 1), (False, 0)])
+def test_what_a_machine_says_of_itself_reaches_the_driver(tmp_path: Path, is_unfit: bool, num_set_aside: int) -> None:
+    """Before it could write into the ledger that the trial was there: named, and the trial served again, elsewhere."""
+    folder = RunFolder(tmp_path)
+    folder.write(TrialRecord(trial="t", method="lora", status="running", config={}, machine="10.0.0.1", node_id="a"))
+    error = RayTaskError(
+        "step", "its traceback", MachineError("no right to write", "10.0.0.2", "b", is_unfit), "", 1, ""
+    )
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error.as_instanceof_cause()))
+    known, said, served = machines(), list[str](), list[tuple[str, bool]]()
+    keeper = LedgerKeeper(
+        folder,
+        SimpleNamespace(retry=lambda record, at_once: served.append((record.trial, at_once))),  # type: ignore[arg-type]
+        known,
+        SimpleNamespace(say=said.append, changed=lambda _: None),  # type: ignore[arg-type]
+        SimpleNamespace(running=set()),  # type: ignore[arg-type]
+        SimpleNamespace(set_sweep=lambda _: None),  # type: ignore[arg-type]
+    )
+    keeper.on_trial_error(SimpleNamespace(config={"trial": "t"}, pickled_error_file=str(tmp_path / "error.pkl")))
+    assert served == [("t", False)]
+    assert known.to_avoid("t") == ["b"]
+    assert said == ["machine 10.0.0.2 is set aside: no right to write"][:num_set_aside]
+    assert "10.0.0.2" in (folder.trial_dir("t") / TRACEBACK_FILE).read_text()
 
 
 def test_a_full_disk_is_known_through_its_causes() -> None:

@@ -6,6 +6,7 @@ pytest tests/sweeps/test_trial.py     about 20 seconds
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 import socket
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from evaluation.references import References
 from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
+from sweeps.execution.machines import MachineError
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
 from sweeps.execution.trial import SweepTrial
 from sweeps.execution.worker import TrialTask
@@ -306,8 +308,11 @@ def test_a_machine_without_the_run_folder_is_named(folder: RunFolder, tmp_path: 
     """One that joined later and mounts nothing there: which machine, which folder, what to do."""
     elsewhere = RunFolder(tmp_path / "not mounted")
     law = f"{elsewhere.dir}: must be seen by every machine .* machine {socket.gethostname()} does not see it"
-    with pytest.raises(UserError, match=law):
-        SweepTrial({"trial": trial_id(TRIAL), "task": dataclasses.replace(task_in(folder), run_dir=str(elsewhere.dir))})
+    task = dataclasses.replace(task_in(folder), run_dir=str(elsewhere.dir))
+    with pytest.raises(MachineError, match=law) as failed:
+        SweepTrial({"trial": trial_id(TRIAL), "task": task}).step()
+    sent = pickle.loads(pickle.dumps(failed.value))  # noqa: S301 -- our own, as Ray sends it
+    assert (str(sent), sent.machine, sent.is_unfit) == (str(failed.value), socket.gethostname(), True)
     config = load_sweep(folder.sweep_file)
     with pytest.raises(UserError, match=law):
         list(prepare_run(Preparation.of(config, elsewhere, "cpu")))

@@ -10,8 +10,9 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import fsspec
 import pytest
 
 from sweeps.config import SweepConfig, resolved_yaml
@@ -31,9 +32,16 @@ from training.files import sha256_of, whole_folder
 from training.layout import MANIFEST_FILE
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'storage'}"
+@pytest.fixture(params=["file", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder, or a bucket."""
+    return f"file://{tmp_path / 'storage'}" if request.param == "file" else bucket_for(request)
+
+
+def bucket_for(request: pytest.FixtureRequest) -> str:
+    """Address of a place in a bucket of the test's own."""
+    address: str = request.getfixturevalue("s3").new_storage()
+    return address
 
 
 @pytest.fixture
@@ -47,7 +55,8 @@ def machines(tmp_path: Path, storage: str) -> list[MirroredRunFolder]:
 
 def record(**changes: object) -> TrialRecord:
     config = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_size=1)
-    made = TrialRecord(trial="t", method="lora", status="running", config=config.model_dump(mode="json"))
+    written = {"created": "2026-01-01T00:00:00+00:00", "config": config.model_dump(mode="json")}
+    made = TrialRecord(trial="t", method="lora", status="running", **written)
     return made.model_copy(update=changes)
 
 
@@ -77,6 +86,12 @@ def files_of(folder: Path) -> set[str]:
     """Everything that is not hidden."""
     names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     return {name for name in names if not is_hidden(name)}
+
+
+def files_there(storage: str, run: str) -> list[str]:
+    """Everything in the storage, hidden or not, as fsspec itself finds it."""
+    filesystem, root = fsspec.core.url_to_fs(storage, skip_instance_cache=True)
+    return [PurePosixPath(path).relative_to(f"{root}/{run}").as_posix() for path in filesystem.find(root)]
 
 
 class CrashError(Exception):
@@ -109,9 +124,11 @@ class Crashing(Storage):
         self.left -= 1
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def somewhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A storage of each kind: a folder, and one that knows no files."""
+    """A storage of each kind: a folder, and two that know no files."""
+    if request.param == "s3":
+        return bucket_for(request)
     return f"file://{tmp_path / 'there'}" if request.param == "file" else f"memory://{tmp_path.name}-{uuid.uuid4().hex}"
 
 
@@ -259,7 +276,7 @@ def test_a_damaged_entry_gives_way_to_a_whole_one(machines: list[MirroredRunFold
     assert head.read("t") == record()
 
 
-def test_nothing_half_written_is_uploaded(machines: list[MirroredRunFolder], tmp_path: Path) -> None:
+def test_nothing_half_written_is_uploaded(machines: list[MirroredRunFolder], storage: str) -> None:
     """A hidden part anywhere in the path is the unfinished work of somebody who may be dead."""
     head, _, _ = machines
     for name in (".sweep.yaml.1.part", "dataset/.photos.1.part/a.png", "trials/.t.part/trial.json"):
@@ -270,9 +287,7 @@ def test_nothing_half_written_is_uploaded(machines: list[MirroredRunFolder], tmp
     (head.trial_dir("t") / ".stats.jsonl.part").write_text("half")
     (head.dir / "dataset" / "dataset.json").write_text("{}")
     head.push(head.trials_dir, head.dataset_dir, head.dir)
-    storage = tmp_path / "storage" / "run"
-    there = {file.relative_to(storage).as_posix() for file in storage.rglob("*") if file.is_file()}
-    assert there == {
+    assert set(files_there(storage, "run")) == {
         "dataset/dataset.json",
         "dataset/.MANIFEST.json",
         *(
