@@ -14,12 +14,30 @@ from sweeps.results.rule import ChampionRule
 from sweeps.space import largest
 
 
+class _InOrder:
+    """Leaves it to Tune which trial starts next: those that wait, in their order.
+
+    Tune's own schedulers look for one that waits among all trials there have been, in every round of its loop.
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        """No choice."""
+
+
+class _NoStopping(_InOrder, FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
+    """Every trial runs to its end."""
+
+
+class _Halving(_InOrder, ASHAScheduler):  # type: ignore[misc]
+    """ASHA."""
+
+
 def make_scheduler(config: SweepConfig, known_trials: Sequence[TrialRecord], rule: ChampionRule) -> TrialScheduler:
     """None of it, or asynchronous halving: at each rung the better half goes on, earlier drivers' trials counted."""
     if config.search.early_stopping == "none":
-        return FIFOScheduler()
+        return _NoStopping()
     longest = max(largest(space, method, "max_train_steps") for method, space in config.methods.items())
-    scheduler = ASHAScheduler(
+    scheduler = _Halving(
         time_attr="step",
         metric="champion_score",
         mode="max",
