@@ -1,6 +1,6 @@
 """A run folder mirrored to a storage: machines that share nothing work on one sweep.
 
-pytest tests/sweeps/ledger/test_mirror.py     about 15 seconds
+pytest tests/sweeps/ledger/test_mirror.py     about 50 seconds
 """
 
 from __future__ import annotations

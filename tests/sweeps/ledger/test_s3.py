@@ -2,7 +2,7 @@
 
 Against a real S3 server on this machine, whose connections break as the test says.
 
-    pytest tests/sweeps/ledger/test_s3.py     about twenty seconds
+    pytest tests/sweeps/ledger/test_s3.py     about forty seconds of processor time
 """
 
 from __future__ import annotations
