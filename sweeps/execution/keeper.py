@@ -56,6 +56,8 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self._folder, self._searcher, self._machines = folder, searcher, machines
         self._display, self._board, self._gauges = display, board, gauges
         self._looked = 0.0
+        self._taken_back: set[str] = set()
+        """Tune's ids of trials."""
 
     def on_trial_start(self, trial: Any, **_: Any) -> None:
         """A worker has it."""
@@ -72,10 +74,23 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         if not record.is_over:
             self._show(record)
 
+    def is_taken_back(self, trial: Any) -> bool:
+        """Is a trial that waits to be served anew, because the last machine that it may run on has gone?
+
+        Which machines it avoids was said when it was served, and Ray would look for another one for ever.
+        """
+        if not self._machines.has_no_place(trial.config["avoid"]):
+            return False
+        self._taken_back.add(trial.trial_id)
+        self._searcher.take_back(trial.trial_id)
+        return True
+
     def on_trial_complete(self, trial: Any, **_: Any) -> None:
-        """It ended by itself, or early stopping ended it, which the worker cannot know."""
+        """It ended by itself, or early stopping ended it, which the worker cannot know; or it was taken back."""
         self._board.running.discard(trial_name_of(trial))
         record = self._read(trial)
+        if trial.trial_id in self._taken_back:
+            return
         if not record.is_over:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
             self._folder.drop_training_state(record.trial)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -158,8 +158,12 @@ class Machines:
         tried = self._failed_on.get(trial, set()) & alive.keys()
         return sorted(aside | tried if alive.keys() - aside - tried else aside)
 
+    def has_no_place(self, avoided: Collection[str]) -> bool:
+        """Would a trial that must not run on these machines wait for ever, since there are no others any more?"""
+        alive = self.alive()
+        return bool(alive) and alive.keys() <= set(avoided)
+
     @property
     def none_left(self) -> bool:
         """Has every machine been set aside?"""
-        alive = self.alive()
-        return bool(alive) and alive.keys() <= self.set_aside.keys()
+        return self.has_no_place(self.set_aside)

@@ -217,7 +217,8 @@ def _run_trials(
         to_avoid=machines.to_avoid,
         is_over=lambda: machines.none_left,
     )
-    scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()))
+    keeper = LedgerKeeper(folder, searcher, machines, display, board, gauges)
+    scheduler = make_scheduler(config, known, ChampionRule.of(config.champion, folder.base()), keeper.is_taken_back)
     del known  # thousands of records with the scores of their pictures
     shutil.rmtree(folder.ray_dir, ignore_errors=True)
     # The searcher says how many run; without this, Tune would let workers start up one after another.
@@ -234,7 +235,7 @@ def _run_trials(
             max_failures=0,  # who tries again, where and how often is the keeper's to say
             trial_name_creator=trial_name_of,
             trial_dirname_creator=lambda trial: f"{trial_name_of(trial)}_{trial.trial_id}",
-            callbacks=[LedgerKeeper(folder, searcher, machines, display, board, gauges)],
+            callbacks=[keeper],
             raise_on_failed_trial=False,
             verbose=0,
         )

@@ -74,6 +74,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         self._numbers = {record.trial: record.number for record in records}
         self._running: dict[str, str] = {}
         self._to_retry: list[TrialRecord] = []
+        self._taken_back: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
@@ -96,6 +97,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
             self._unfinished.insert(0, record)
         else:
             self._to_retry.append(record)
+
+    def take_back(self, trial_id: str) -> None:
+        """What Tune has under this id and lets go of is to be served anew."""
+        self._taken_back.add(trial_id)
 
     def give_up(self, trial: str) -> None:
         """Close the question of a trial that this driver does not try again: nothing is learnt from it."""
@@ -139,6 +144,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         if error:
             return
         record = self._folder.read(trial)
+        if trial_id in self._taken_back:
+            assert record is not None, "it was written before it was served"
+            self.retry(record, at_once=True)
+            return
         self.search.tell(self._numbers[trial], None if record is None else self._lesson(record))
 
     def _lesson(self, record: TrialRecord) -> ScoredCheckpoint | None:

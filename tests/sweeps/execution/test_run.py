@@ -102,6 +102,38 @@ def test_a_dead_workers_log_says_that_early_stopping_ended_its_trial(
     assert re.fullmatch(rf"stopped: {stopped.reason}  best step 2  face -?[\d.]+  prompt -?[\d.]+", outcome)
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_trial_whose_last_machine_goes_is_served_anew(
+    ray_session: None,
+    tiny_sweep: Callable[..., SweepConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    comes_back: bool,
+) -> None:
+    """Ray would look for ever for a machine that it may run on; where all are set aside, the sweep says so and ends."""
+    from sweeps.execution.machines import Machines, NoMachineLeft, alive_machines
+    from sweeps.execution.run import run_sweep
+
+    served: list[str] = []
+
+    def to_avoid(machines: Machines, trial: str) -> list[str]:
+        served.append(trial)
+        if not comes_back:
+            machines.set_aside.update(dict.fromkeys(alive_machines(), "no disk"))
+        return sorted(alive_machines()) if len(served) == 1 else []
+
+    monkeypatch.setattr(Machines, "to_avoid", to_avoid)
+    config = tiny_sweep(methods={"lora": {"rank": 1, "max_train_steps": 4, "train_batch_size": 1}})
+    if comes_back:
+        run_sweep(config, tmp_path)
+    else:
+        with pytest.raises(NoMachineLeft, match="no disk"):
+            run_sweep(config, tmp_path)
+    (record,) = RunFolder(tmp_path / config.name).trials()
+    assert (record.status, record.num_restarts) == ("finished" if comes_back else "running", 0)
+    assert served == [record.trial] * (2 if comes_back else 1)
+
+
 def worker_lines(trial: str) -> list[str]:
     """What the workers that had a trial wrote into their logs about it, in order and without the times."""
     from ray._private.worker import _global_node
