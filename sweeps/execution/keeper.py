@@ -89,9 +89,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         """It ended by itself, or early stopping ended it, which the worker cannot know; or it was taken back."""
         self._board.running.discard(trial_name_of(trial))
         record = self._read(trial)
-        if trial.trial_id in self._taken_back:
-            return
-        if not record.is_over:
+        if not record.is_over and trial.trial_id not in self._taken_back:
             record = self._write(record, status="stopped", reason="early stopping: other trials were better by then")
             self._folder.drop_training_state(record.trial)
         self._show(record)

@@ -2,7 +2,8 @@
 
 They are Ray Train's worker group and Ray Train's set-up of torch's process group, inside the placement group that Tune
 made for the trial. `TorchTrainer` itself would reserve a placement group of its own beside Tune's, and report, save and
-restart by itself: the trial would be known to Ray twice, and the ledger would have two writers (docs/log.md).
+restart by itself: the trial would be known to Ray twice, and the ledger would have two writers
+(docs/design/014-several-workers.md).
 
 The trial calls its workers for one piece of work after the other and waits for all answers; so they meet in
 collectives while they train, and never between.
@@ -36,9 +37,10 @@ class WorkerActor:
         """Be this worker; it begins with its first piece of work."""
         self._name = f"{name} {share.rank + 1}/{share.world_size}"
         self._worker = open_worker(share)
-        if not share.is_first:  # which saves what all have; until it has, none may leave
+        self._stop = self._worker.stop
+        if not share.is_first:  # which saves what all have: until it has, none may leave
+            self._stop = lambda: None
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._stop = self._worker.stop if share.is_first else lambda: None
 
     def pid(self) -> int:
         """Of this process, on the trial's own machine."""
