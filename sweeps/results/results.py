@@ -54,7 +54,7 @@ class Results:
         """The rows of what the sweep file asks for as it is now, the base model's among them."""
         return tuple(row for row in self.rows if not row.earlier)
 
-    @property
+    @cached_property
     def base(self) -> Row | None:
         """The base model's row."""
         return base_row(self.rows)

@@ -23,10 +23,12 @@ from sweeps.report.page import (
     BarScale,
     drawn_trials,
     interval_text,
+    render_live_content,
     render_report,
     write_report,
 )
 from sweeps.report.pictures import data_uri
+from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from sweeps.wording import score_text
 from tests.sweeps.fake_run import PROMPTS, build_run, write_stats
@@ -336,3 +338,23 @@ def test_a_page_of_thousands_of_trials_shows_the_best_and_says_so(
     assert rows[:10] == [row.trial for row in results.rows[:10]]
     assert rows[10:] == ["base"], "the zero line stands in every table"
     assert "2 further ones are in the run folder" in html
+
+
+def test_a_page_looks_at_its_rows_a_fixed_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the trials, twice the looks: no row asks all others for something."""
+    num_looks = 0
+
+    def counted(row: Row) -> bool:
+        nonlocal num_looks
+        num_looks += 1
+        return row.method == "base"
+
+    def looks(num_trials: int) -> int:
+        nonlocal num_looks
+        run_dir = build_run(tmp_path / str(num_trials), num_trials=num_trials, images_per_prompt=1, size=8)
+        num_looks = 0
+        render_live_content(read_results(run_dir))
+        return num_looks
+
+    monkeypatch.setattr(Row, "is_base", property(counted))
+    assert 0 < looks(80) <= 2 * looks(40)
