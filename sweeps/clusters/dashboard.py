@@ -134,7 +134,8 @@ class Dashboard:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         with _environment_with(ADDRESS_VARIABLES[0], address), self._answering():  # Ray prefers it to what it is given
-            self._client = JobSubmissionClient(address, headers=dict(self._headers))
+            # Ray adds a token of its own accord where RAY_AUTH_MODE says so, unless there is a header of that name.
+            self._client = JobSubmissionClient(address, headers=self._headers or {"Authorization": ""})
 
     # --- jobs
 

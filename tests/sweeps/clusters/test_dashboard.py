@@ -6,6 +6,9 @@ pytest tests/sweeps/clusters/test_dashboard.py     a few seconds
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -104,8 +107,18 @@ def test_a_cluster_that_does_not_ask_never_hears_it(heads: list[Head], monkeypat
     head = serve(heads, Head())
     dashboard = Dashboard(head.address)
     assert dashboard.answers_without_token()
-    assert set(head.told) == {None}
+    assert not any(head.told)
     assert "asks for no token" in str(token_remark(dashboard))
+
+
+def test_ray_does_not_tell_it_by_itself(heads: list[Head]) -> None:
+    """Which it would where RAY_AUTH_MODE is `token`; Ray reads that once, when its process starts."""
+    head = serve(heads, Head())
+    ask = "import sys; from sweeps.clusters.dashboard import Dashboard; Dashboard(sys.argv[1])"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    subprocess.run([sys.executable, "-c", ask, head.address], env=environment, check=True)
+    assert head.told
+    assert not any(head.told)
 
 
 @pytest.mark.parametrize(("token", "law"), [(None, "this machine has none"), ("wrong", "refuses this machine's token")])
