@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_image_and_constraints_name_the_same_ray() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_shell_is_clean(name: str, tmp_path: Path) -> None:
     """Shellcheck finds nothing in any command."""
-    shellcheck = shutil.which("shellcheck")
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("needs shellcheck")
     config = config_of(name)
