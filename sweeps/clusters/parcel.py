@@ -18,6 +18,7 @@ from PIL import Image
 
 from evaluation.config import LOCAL_DIR, ClipConfig, EvaluationConfig, FaceConfig, RenderConfig
 from sweeps.config import SweepConfig, resolved_yaml
+from sweeps.execution.cluster import named_models
 from sweeps.ledger.identity import photos_key
 from sweeps.ledger.storage import is_hidden
 from sweeps.plan import check_sweep
@@ -117,22 +118,9 @@ def models_elsewhere(config: SweepConfig, sweep_dir: Path) -> dict[str, str]:
     """
     return {
         place: path
-        for place, path in _models_of(config).items()
+        for place, path in named_models(config).items()
         if Path(path).is_absolute() and not Path(path).exists() and not Path(path).is_relative_to(sweep_dir.resolve())
     }
-
-
-def _models_of(config: SweepConfig) -> dict[str, str]:
-    clip = config.evaluation.clip
-    render = config.render if config.render and config.render.references else None
-    named = {
-        "base_model": config.base_model,
-        "evaluation.face.encoder": config.evaluation.face.encoder,
-        "evaluation.clip.model": clip.model.removeprefix(LOCAL_DIR) if clip.model.startswith(LOCAL_DIR) else "",
-        "evaluation.clip.pretrained": clip.pretrained or "",
-        "render.controlnet": render.controlnet if render else "",
-    }
-    return {place: path for place, path in named.items() if path}
 
 
 def _with_stand_ins(config: SweepConfig, elsewhere: Mapping[str, str]) -> SweepConfig:

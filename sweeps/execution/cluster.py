@@ -153,8 +153,8 @@ def _refusal(machines: Sequence[Machine], trial: TrialResources, method: str) ->
     )
 
 
-def local_models(config: SweepConfig) -> dict[str, str]:
-    """Models that lie on this machine's disk and are too large to be sent: their place in the sweep file and path."""
+def named_models(config: SweepConfig) -> dict[str, str]:
+    """Models that the sweep file names by hub id or path: their place in it, and the name."""
     clip = config.evaluation.clip
     named = {
         "base_model": config.base_model,
@@ -163,7 +163,14 @@ def local_models(config: SweepConfig) -> dict[str, str]:
         "evaluation.clip.pretrained": clip.pretrained or "",
         "render.controlnet": config.render.controlnet if config.render and config.render.references else "",
     }
-    return {place: path for place, path in named.items() if Path(path).is_absolute() and Path(path).exists()}
+    return {place: name for place, name in named.items() if name}
+
+
+def local_models(config: SweepConfig) -> dict[str, str]:
+    """Models that lie on this machine's disk and are too large to be sent: their place in the sweep file and path."""
+    return {
+        place: path for place, path in named_models(config).items() if Path(path).is_absolute() and Path(path).exists()
+    }
 
 
 def check_shared(folder: RunFolder, storage: str | None, models: Mapping[str, str]) -> None:

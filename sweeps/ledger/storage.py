@@ -164,7 +164,7 @@ class Storage:
         while True:
             try:
                 answer = ask()
-            except Exception as error:
+            except Exception as error:  # each library has errors of its own; whatever is not theirs goes on its way
                 if not _is_of_library(error) or (may_be_missing and isinstance(error, FileNotFoundError)):
                     raise
                 words = " ".join(str(error).split()) or type(error).__name__
