@@ -27,15 +27,21 @@ def is_listed(config: SweepConfig) -> bool:
 
 def listed_trials(config: SweepConfig) -> list[MethodConfig]:
     """All trials of a grid or random search, in order; the same seed gives the same list, and more trials extend it."""
+    return list(_listed(config).values())
+
+
+def _listed(config: SweepConfig) -> dict[str, MethodConfig]:
+    """The same, by their hashes."""
     at_steps = config.evaluation.at_steps
     if config.search.sampler == "grid":
-        return list(_distinct(grid(config.methods, at_steps)))
+        return dict(_distinct(grid(config.methods, at_steps)))
     rng = random.Random(config.search.seed)
     draws = (draw(config.methods, at_steps, random_chooser(rng)) for _ in itertools.count())
-    return list(itertools.islice(_distinct(draws), num_planned(config)))
+    return dict(itertools.islice(_distinct(draws), num_planned(config)))
 
 
-def _distinct(configs: Iterator[MethodConfig]) -> Iterator[MethodConfig]:
+def _distinct(configs: Iterator[MethodConfig]) -> Iterator[tuple[str, MethodConfig]]:
+    """The configs by their hashes, in order, each once; it ends where nothing new comes any more."""
     seen: set[str] = set()
     repeats = 0
     for config in configs:
@@ -43,7 +49,7 @@ def _distinct(configs: Iterator[MethodConfig]) -> Iterator[MethodConfig]:
         repeats = repeats + 1 if key in seen else 0
         if repeats == 0:
             seen.add(key)
-            yield config
+            yield key, config
         elif repeats > MAX_REPEATS:
             return
 
@@ -63,6 +69,6 @@ def asked_for(config: SweepConfig) -> Callable[[MethodConfig], bool]:
     holds it, fixed values included, whichever seed or sampler proposed it.
     """
     if is_listed(config):
-        listed = {config_hash(trial) for trial in listed_trials(config)}
+        listed = frozenset(_listed(config))
         return lambda trial: config_hash(trial) in listed
     return lambda trial: holds(config.methods, config.evaluation.at_steps, trial)

@@ -7,11 +7,11 @@ text that it had before the field was there. Ground: it knows nothing else of th
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 _ADDED_IN = "added_in"
 
@@ -27,12 +27,15 @@ def canonical_json(config: BaseModel, exclude: Set[str] = frozenset()) -> str:
     Fields that are configs themselves are taken whole: a config that grows must be hashed by itself.
     """
     unused = {
-        name
-        for name, field in type(config).model_fields.items()
-        if _is_later(field) and getattr(config, name) == field.get_default(call_default_factory=True)
+        name for name, default in _defaults_of_later_fields(type(config)).items() if getattr(config, name) == default
     }
     return config.model_dump_json(exclude={*exclude, *unused})
 
 
-def _is_later(field: FieldInfo) -> bool:
-    return isinstance(field.json_schema_extra, dict) and _ADDED_IN in field.json_schema_extra
+@cache
+def _defaults_of_later_fields(kind: type[BaseModel]) -> Mapping[str, Any]:
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in kind.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and _ADDED_IN in field.json_schema_extra
+    }

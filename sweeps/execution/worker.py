@@ -95,6 +95,9 @@ class TrialWorker:
         share: this worker's, of each batch and of the pictures.
     """
 
+    on_step: Callable[[int, float], None] | None = None
+    """A method (step, loss) of a kind of worker that follows its training step by step."""
+
     def __init__(self, task: TrialTask, trial: str, hyperparameters: MethodConfig, reached: int, share: Share) -> None:
         self._task, self._trial, self._hyperparameters, self._reached = task, trial, hyperparameters, reached
         self._share = share
@@ -183,20 +186,17 @@ class TrialWorker:
             # One that lies beyond what is due is no help: the first point is then reached from the start, equally.
             resume_from = latest if latest is not None and latest.step < due[0] else None
             self._folder.check_there()
-            yield from self._train(trial_dir, due, resume_from)
-
-    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
-        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
-        return train(
-            self._hyperparameters,
-            dataset,
-            due,
-            resume_from,
-            out_dir=trial_dir,
-            device=self._device,
-            should_stop=lambda: self._must_stop,
-            share=self._share,
-        )
+            yield from train(
+                self._hyperparameters,
+                load_dataset(self._folder.dataset_dir, base_model),
+                due,
+                resume_from,
+                out_dir=trial_dir,
+                device=self._device,
+                on_step=self.on_step,
+                should_stop=lambda: self._must_stop,
+                share=self._share,
+            )
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,27 +12,13 @@ from sweeps.cli import main
 from sweeps.execution.trial import SweepTrial
 from sweeps.execution.worker import TrialWorker
 from tests.chaos.log import PACE_SECONDS, write_down
-from training.checkpoint import Checkpoint
-from training.dataset import load_dataset
-from training.train import train
 
 
 class JudgedWorker(TrialWorker):
     """The worker as it is; every step is written down for the judge."""
 
-    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
-        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
-        return train(
-            self._hyperparameters,
-            dataset,
-            due,
-            resume_from,
-            out_dir=trial_dir,
-            device=self._device,
-            on_step=self._took_a_step,
-        )
-
-    def _took_a_step(self, step: int, _loss: float) -> None:
+    def on_step(self, step: int, _loss: float) -> None:
+        """Write it down."""
         node = ray.get_runtime_context().get_node_id()
         write_down(self._folder.dir, "step", trial=self._trial, step=step, node=node)
         time.sleep(PACE_SECONDS)

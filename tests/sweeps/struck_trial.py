@@ -9,36 +9,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeps.execution.trial import SweepTrial
 from sweeps.execution.worker import TrialWorker
 from tests.sweeps.logged_trial import log
-from training.checkpoint import Checkpoint
-from training.dataset import load_dataset
-from training.train import train
 
 
 class StruckWorker(TrialWorker):
     """The worker as it is, but for what strikes it."""
 
-    def _train(self, trial_dir: Path, due: Sequence[int], resume_from: Checkpoint | None) -> Iterator[Checkpoint]:
-        dataset = load_dataset(self._folder.dataset_dir, self._task.scoring.base_model)
-        return train(
-            self._hyperparameters,
-            dataset,
-            due,
-            resume_from,
-            out_dir=trial_dir,
-            device=self._device,
-            on_step=self._took_a_step,
-            should_stop=lambda: self._must_stop,
-            share=self._share,
-        )
-
-    def _took_a_step(self, step: int, _loss: float) -> None:
+    def on_step(self, step: int, _loss: float) -> None:
+        """Write it down."""
         log(self._folder.dir, {"trial": self._trial, "rank": self._share.rank, "step": step})
         file = strike_file(self._folder.dir, self._trial)
         strike = json.loads(file.read_text()) if file.exists() else {}
