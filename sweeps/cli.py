@@ -7,6 +7,7 @@ Torch, Ray and diffusers are imported inside the verbs, so that `--help`, `check
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import logging
@@ -418,6 +419,7 @@ def _read(run: Path) -> Results:
     from sweeps.results.results import read_results
 
     results = read_results(run)
+    gc.freeze()  # it stays until the command ends: a large run's records are not looked through for garbage again
     for warning in results.warnings:
         _complain(warning)
     return results
