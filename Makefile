@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 EXTRAS := .[dlib,adam8bit,heif,aws,gcp,s3,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test test-of-sweeps test-of-the-rest check format lock clean
 
 help:
 	@echo "make demo    run the embedded sweep (no GPU, no download); writes runs/demo"
@@ -33,8 +33,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dreamsweep demo
 
+# Two calls side by side, about as long: what starts Ray waits more than it computes.
 test: $(READY)
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs 2 test-of-sweeps test-of-the-rest
+
+test-of-sweeps: $(READY)
+	$(BIN)/python -m pytest tests/sweeps
+
+test-of-the-rest: $(READY)
+	$(BIN)/python -m pytest --ignore tests/sweeps
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -395,14 +395,15 @@ def truncated_record(case: Case, rng: random.Random) -> Struck:
     return struck
 
 
-def cut_record(case: Case, rng: random.Random) -> None:
-    """Cut the file short in which the product keeps a trial that had ended."""
+def cut_record(case: Case, rng: random.Random) -> str:
+    """Cut the file short in which the product keeps a trial that had ended; which trial it is."""
     ended = rng.choice(sorted({entry["trial"] for entry in entries(case.log(), "ended")}))
     if case.side == "dreamsweep":
         file = case.run_dir / "trials" / ended / "trial.json"
     else:
         file = max(case.run_dir.glob("experiment_state-*.json"), key=lambda path: path.name)
     os.truncate(file, file.stat().st_size // 2)
+    return str(ended)
 
 
 @fault("pictures-deleted", "pictures of a scored point deleted")

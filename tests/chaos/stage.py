@@ -176,12 +176,13 @@ class Case:
         if side == "dreamsweep":
             shutil.copytree(stage.prepared, self.run_dir)
 
-    def start(self) -> Driver:
-        """The command that a user gives, the same every time."""
+    def start(self, *overrides: str) -> Driver:
+        """The command that a user gives, the same every time; `overrides` of the sweep file are dreamsweep's alone."""
         words = self.out / f"words-{len(self.drivers)}.err"
         if self.side == "dreamsweep":
             command = ["tests.chaos.dreamsweep_side", "run", str(self.stage.sweep_file), "--out", str(self.out)]
             command += ["--address", self.address] if self.address else []
+            command += [part for override in overrides for part in ("--set", override)]
         else:
             command = ["tests.chaos.ray_side", str(self._plan_file()), *([self.address] if self.address else [])]
         driver = Driver([sys.executable, "-m", *command], words)

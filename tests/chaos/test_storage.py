@@ -1,6 +1,6 @@
 """A sweep over an object store: machines that share no disk, one lost with its disk, one that may not write, an outage.
 
-    pytest -m ray tests/chaos/test_storage.py -s     seven minutes at a load of 10 on two cores; prints who moved what
+    pytest -m ray tests/chaos/test_storage.py -s     four minutes on two idle cores; prints who moved what
 
 Every machine sees its own folder under the run's path (a mount namespace, as root), has credentials of its own, and is
 told apart by them in the S3 server's access log.
@@ -20,14 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from ray.cluster_utils import Cluster
 
 from sweeps.results.results import read_results
 from tests.chaos.faults import midway, newest_running
-from tests.chaos.judge import judge
+from tests.chaos.judge import Outcome, judge
 from tests.chaos.stage import AT_STEPS, PATIENCE_SECONDS, ROOT, Case, Driver, Stage, entries
-from tests.chaos.test_faults import undisturbed
 from tests.s3_server import Request, S3Server, Weather
 from training.checkpoint import open_checkpoint
 from training.layout import STATE_FILE
@@ -128,13 +126,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.usefixtures("needs_mounts")
-def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(s3: S3Server, tmp_path: Path) -> None:
+def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(
+    s3: S3Server, stage: Stage, undisturbed: Outcome, tmp_path: Path
+) -> None:
     """Trials, steps and champion as if nothing had happened; the driver fetches the champion's weights alone."""
-    stage = Stage(tmp_path / "stage")
     storage = s3.new_storage(prefix="sweeps/of ada")
-    mapping = yaml.safe_load(stage.sweep_file.read_text())
-    del mapping["search"]["max_concurrent_trials"]
-    stage.sweep_file.write_text(yaml.safe_dump({**mapping, "storage": storage}, sort_keys=False))
     case = stage.case("storage", "dreamsweep")
     machines: list[Machine] = []
 
@@ -147,7 +143,7 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(s3: S3Ser
             case.address = made.address
             join("first")
             join("second")
-            driver = case.start()
+            driver = case.start(f"storage={storage}", "search.max_concurrent_trials=3")
             case.wait_for(lambda log: len({entry["node"] for entry in entries(log, "step")}) == 2, driver)
             outage = Outage(NUM_FAILING)
             with s3.under(outage):
@@ -169,7 +165,7 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(s3: S3Ser
         case.clear_away()
     run_dir = case.out.with_name("storage-dreamsweep") / run_dir.name
 
-    verdict = judge(log, outcome, undisturbed(stage, tmp_path / "calm"))
+    verdict = judge(log, outcome, undisturbed)
     assert (verdict.lost, verdict.unfinished, verdict.champion_changed, verdict.repeated_beyond) == (0, 0, False, 0)
     assert 0 < verdict.repeated <= AT_STEPS[0], "since its last scoring point"
     assert "one that this machine may read and write" in said, "the third machine was named with what it lacks"

@@ -1,7 +1,7 @@
 """A trial that something happens to in the middle of its training, and a log of every step that any worker takes.
 
-`<run>.strikes` is a folder with a file for each trial to be struck, `<trial>.json`: which worker (`rank`), after which
-`step`, and `how`. A strike happens once.
+`<run>.strikes` is a folder with a file for each strike, `<trial>-<step>.json`: which worker (`rank`) after which step,
+and `how`. A strike happens once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class StruckWorker(TrialWorker):
     def on_step(self, step: int, _loss: float) -> None:
         """Write it down."""
         log(self._folder.dir, {"trial": self._trial, "rank": self._share.rank, "step": step})
-        file = strike_file(self._folder.dir, self._trial)
-        strike = json.loads(file.read_text()) if file.exists() else {}
-        if (strike.get("rank"), strike.get("step")) != (self._share.rank, step):
+        file = strike_file(self._folder.dir, self._trial, step)
+        strike = json.loads(file.read_text()) if file.exists() else None
+        if strike is None or strike["rank"] != self._share.rank:
             return
         file.unlink()
         if strike["how"] == "killed":
@@ -45,15 +45,16 @@ class StruckTrial(SweepTrial):
         pid_file(self._folder.dir, self._record.trial).write_text(str(os.getpid()))
 
 
-def strike(run_dir: Path, trial: str, **what: Any) -> None:
-    """Have it struck."""
-    strike_file(run_dir, trial).parent.mkdir(exist_ok=True)
-    strike_file(run_dir, trial).write_text(json.dumps(what))
+def strike(run_dir: Path, trial: str, step: int, *, rank: int, how: str) -> None:
+    """Have it struck: `killed` or `preempted`."""
+    file = strike_file(run_dir, trial, step)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"rank": rank, "how": how}))
 
 
-def strike_file(run_dir: Path, trial: str) -> Path:
+def strike_file(run_dir: Path, trial: str, step: int) -> Path:
     """Where it is written."""
-    return Path(f"{run_dir}.strikes") / f"{trial}.json"
+    return Path(f"{run_dir}.strikes") / f"{trial}-{step}.json"
 
 
 def pid_file(run_dir: Path, trial: str) -> Path:

@@ -35,10 +35,11 @@ PROMPT = "sks woman beside a turquoise lighthouse"
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where it is, and the environment of whoever has its token."""
+    """Where it is, the ids of its nodes that hold trials, and the environment of whoever has its token."""
 
     dashboard: str
     session: Path
+    workers: frozenset[str]
     environment: dict[str, str]
 
     @property
@@ -79,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
     assert process.stdout is not None
     try:
         said = json.loads(process.stdout.readline())
-        yield Cluster(said["dashboard"], Path(said["session"]), environment)
+        yield Cluster(said["dashboard"], Path(said["session"]), frozenset(said["workers"]), environment)
     finally:
         process.stdin.close()
         process.wait()
@@ -124,7 +125,10 @@ def sent_files(cluster: Cluster) -> list[Path]:
 
 
 def test_a_sweep_goes_there_and_comes_back(cluster: Cluster, desk: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """Submitted, found to run, stopped, gone on with, followed to its end, and fetched: the bytes are the cluster's."""
+    """Submitted, found to run, stopped, gone on with, followed to its end, and fetched: the bytes are the cluster's.
+
+    Its trials ran on both workers and none on the head, under their own names.
+    """
     folder, mapping = desk
     sweep, out = write_sweep(folder / "sweep.yaml", mapping), tmp_path / "runs"
 
@@ -159,6 +163,10 @@ def test_a_sweep_goes_there_and_comes_back(cluster: Cluster, desk: tuple[Path, d
         if name.name != "fetched.json":
             assert path.read_bytes() == (out / NAME / name).read_bytes(), name
 
+    actors = cluster.ask("/api/v0/actors?detail=1")["data"]["result"]["result"]
+    trials = [actor for actor in actors if actor["class_name"] == "SweepTrial"]
+    assert {actor["node_id"] for actor in trials} == cluster.workers
+    assert {actor["repr_name"] for actor in trials} >= {"lora_r1_lr1e-3", "dreambooth_lr1e-5"}
     assert not sent_files(cluster)
     assert not list((cluster.session / "logs").glob("dreamsweep-fetch-*"))
     _nothing_is_told(cluster, folder)

@@ -28,8 +28,12 @@ def main() -> None:
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
         cluster.wait_for_nodes()
-        session = cluster.head_node.get_session_dir_path()
-        print(json.dumps({"dashboard": f"http://{cluster.head_node.webui_url}", "session": session}), flush=True)  # noqa: T201
+        facts = {
+            "dashboard": f"http://{cluster.head_node.webui_url}",
+            "session": cluster.head_node.get_session_dir_path(),
+            "workers": [node.node_id for node in cluster.worker_nodes],
+        }
+        print(json.dumps(facts), flush=True)  # noqa: T201
         sys.stdin.read()
     finally:
         cluster.shutdown()

@@ -7,11 +7,8 @@ The judge is a log of its own that the trials append to (`logged_trial`), and th
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +18,14 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler
 
+from deploy import preemption
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
+from tests.sweeps.files import times
 from tests.sweeps.ledger_entries import entry, record
 from tests.sweeps.logged_trial import LoggedTrial, read_log
-from tests.sweeps.tiny_sweep import write_sweep
 from training.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -79,10 +77,15 @@ def test_a_sweep_ends_with_every_trial_accounted_for(
 
 
 class StopAtOnce(FIFOScheduler):  # type: ignore[misc]
-    """Lets no trial past its first scoring point."""
+    """Lets no trial past its first scoring point; looks whether a machine that is taken away would find it."""
 
-    def on_trial_result(self, *_: Any) -> str:
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def on_trial_result(self, _controller: Any, _trial: Any, result: dict[str, Any]) -> str:
         """Enough of it."""
+        self.found.append(result["pid"] in preemption.trials())
         return str(self.STOP)
 
 
@@ -92,10 +95,12 @@ def test_a_dead_workers_log_says_that_early_stopping_ended_its_trial(
     """Which it cannot know itself, and finds in the ledger when Tune lets it go; no text of the user's is in it."""
     from sweeps.execution.run import run_sweep
 
-    monkeypatch.setattr("sweeps.execution.run.make_scheduler", lambda *_: StopAtOnce())
+    scheduler = StopAtOnce()
+    monkeypatch.setattr("sweeps.execution.run.make_scheduler", lambda *_: scheduler)
     config = tiny_sweep(methods={"lora": {"rank": {"choices": [4]}, "max_train_steps": 4, "train_batch_size": 1}})
     (stopped,) = RunFolder(run_sweep(config, tmp_path)).trials()
     assert stopped.status == "stopped"
+    assert scheduler.found == [True], "by the title of its process"
     wait_for(lambda: len(worker_lines(stopped.trial)) == 2)
     scored, outcome = worker_lines(stopped.trial)
     assert scored.startswith("step 2/4  face ")
@@ -231,57 +236,12 @@ def test_a_model_that_is_missing_where_trials_run_is_the_users_to_mend(
     assert "Traceback" not in str(refused.value)
 
 
-def test_a_killed_driver_goes_on_with_the_same_command(tiny_mapping: dict[str, Any], tmp_path: Path) -> None:
-    """Killed in the middle and started again: all trials finish, no finished trial and no scored step is done twice."""
-    methods = {"lora": {"rank": {"choices": [1, 2]}, "max_train_steps": 6, "train_batch_size": 1}}
-    evaluation = {**tiny_mapping["evaluation"], "at_steps": [2, 4, 6]}
-    search = {"sampler": "grid", "max_concurrent_trials": 1}
-    mapping = {**tiny_mapping, "methods": methods, "evaluation": evaluation, "search": search}
-    sweep_file = write_sweep(tmp_path / "sweep.yaml", mapping)
-    run_dir = tmp_path / "out" / "tiny"
-
-    first = drive(sweep_file, tmp_path / "out")
-    wait_for(lambda: any(entry["done"] for entry in read_log(run_dir)) and len(read_log(run_dir)) >= 4, first)
-    first.kill()
-    first.wait(timeout=60)
-    finished = [entry["trial"] for entry in read_log(run_dir) if entry["done"]]
-    assert len(finished) == 1
-    before = times(run_dir / "trials" / finished[0])
-
-    second = drive(sweep_file, tmp_path / "out")
-    output, _ = second.communicate(timeout=180)
-    assert second.returncode == 0, output
-    assert [record.status for record in RunFolder(run_dir).trials()] == ["finished", "finished"]
-    assert times(run_dir / "trials" / finished[0]) == before
-    scored = [(entry["trial"], step) for entry in read_log(run_dir) for step in entry["scored"]]
-    assert len(scored) == len(set(scored)) == 6
-
-
-def drive(sweep_file: Path, out: Path) -> subprocess.Popen[str]:
-    """A driver in a process of its own."""
-    root = Path(__file__).parents[3]
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "tests.sweeps.drive_sweep", str(sweep_file), str(out)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str] | None = None, seconds: float = 180) -> None:
-    """Until something has happened, which is progress and not time; fails when the driver ends first."""
+def wait_for(happened: Callable[[], bool], seconds: float = 180) -> None:
+    """Until something has happened, which is progress and not time."""
     deadline = time.monotonic() + seconds
     while not happened():
-        assert driver is None or driver.poll() is None, driver.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def times(folder: Path) -> dict[str, int]:
-    """When each file was last written."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_early_stopping_remembers_the_trials_of_earlier_drivers(

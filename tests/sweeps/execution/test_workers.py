@@ -36,34 +36,35 @@ from training.stats import STATS_FILE, read_stats
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-LORA = {"learning_rate": 1e-3, "lora_dropout": 0.2, "max_train_steps": 8, "train_batch_size": 2}
-STRUCK = {1: {2: "preempted"}, 2: {1: "killed", 2: "preempted"}}
-"""Workers of a trial -> rank of its LoRA -> what happens after step 6, between the scoring points 4 and 8."""
+LORA = {"rank": 2, "learning_rate": 1e-3, "lora_dropout": 0.2, "max_train_steps": 8, "train_batch_size": 2}
+STRUCK = {1: {6: "preempted"}, 2: {6: "killed", 7: "preempted"}}
+"""Workers of a trial -> step, between the scoring points 4 and 8 -> what happens after it."""
+AGAIN = {1: [], 2: [5, 6]}
+"""Workers of a trial -> the steps that are taken twice: what came after the last scoring point, where one is killed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended."""
+    """A run of one trial that has ended."""
 
     dir: Path
-    trials: Mapping[int, TrialRecord]
-    """By the LoRA's rank."""
+    record: TrialRecord
 
-    def steps(self, lora_rank: int, worker: int) -> list[int]:
+    def steps(self, worker: int) -> list[int]:
         """The steps that this worker took, in the order in which it took them."""
-        trial = self.trials[lora_rank].trial
-        return [e["step"] for e in read_log(self.dir) if (e["trial"], e["rank"]) == (trial, worker)]
+        return [entry["step"] for entry in read_log(self.dir) if entry["rank"] == worker]
 
-    def trial_dir(self, lora_rank: int) -> Path:
+    @property
+    def trial_dir(self) -> Path:
         """The trial's folder."""
-        return RunFolder(self.dir).trial_dir(self.trials[lora_rank].trial)
+        return RunFolder(self.dir).trial_dir(self.record.trial)
 
 
 @pytest.fixture(scope="module")
 def runs(
     ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[int, Run]:
-    """A sweep with one worker a trial, and one with two; something happens to each of their trials."""
+    """A trial with one worker, and the same with two; something happens to either."""
     from sweeps.execution.run import run_sweep
 
     ended = {}
@@ -72,17 +73,17 @@ def runs(
         for num_workers, strikes in STRUCK.items():
             out = tmp_path_factory.mktemp(f"workers-{num_workers}")
             config = tiny_sweep(
-                methods={"lora": {"rank": {"choices": list(strikes)}, **LORA}},
+                methods={"lora": LORA},
                 resources={"cpus_per_trial": 1, "gpus_per_trial": 0, "workers_per_trial": num_workers},
             )
             evaluation = config.evaluation.model_copy(update={"at_steps": [4, 8]})
             config = config.model_copy(update={"evaluation": evaluation})
-            for trial in listed_trials(config):
-                how = strikes[trial.rank]
-                strike(out / config.name, trial_id(trial), how=how, rank=num_workers - 1, step=6)
+            (trial,) = listed_trials(config)
+            for step, how in strikes.items():
+                strike(out / config.name, trial_id(trial), step, how=how, rank=num_workers - 1)
             run_dir = run_sweep(config, out)
-            records = RunFolder(run_dir).trials()
-            ended[num_workers] = Run(run_dir, {int(record.config["rank"]): record for record in records})
+            (record,) = RunFolder(run_dir).trials()
+            ended[num_workers] = Run(run_dir, record)
     return ended
 
 
@@ -91,32 +92,30 @@ def test_every_trial_ends_and_only_what_was_not_saved_is_trained_again(
     runs: Mapping[int, Run], num_workers: int
 ) -> None:
     """A worker's death costs what came after the last scoring point, an announced end no step."""
-    run = runs[num_workers]
-    for lora_rank, how in STRUCK[num_workers].items():
-        record = run.trials[lora_rank]
-        assert (record.status, record.num_restarts) == ("finished", 1)
-        assert [checkpoint.step for checkpoint in record.checkpoints] == [4, 8]
-        again = {"killed": [5, 6], "preempted": []}[how]
-        assert sorted(run.steps(lora_rank, worker=0)) == sorted([*range(1, 9), *again])
-        why = run.trial_dir(lora_rank) / "traceback.txt"
-        assert why.exists() == (how == "killed"), "to be told to end is no failure"
+    run, strikes = runs[num_workers], STRUCK[num_workers]
+    assert (run.record.status, run.record.num_restarts) == ("finished", len(strikes))
+    assert [checkpoint.step for checkpoint in run.record.checkpoints] == [4, 8]
+    assert sorted(run.steps(worker=0)) == sorted([*range(1, 9), *AGAIN[num_workers]])
+    why = run.trial_dir / "traceback.txt"
+    assert why.exists() == ("killed" in strikes.values()), "to be told to end is no failure"
 
 
 def test_two_workers_give_what_one_gives(runs: Mapping[int, Run]) -> None:
     """Weights, losses and scores to rounding; the same files, the checkpoint on the way gone."""
-    (one, first), (two, second) = ((run.trial_dir(2), run.trials[2]) for run in runs.values())
-    assert first.trial == second.trial
-    alone, shared = (weights(open_checkpoint(folder / "checkpoint-8")) for folder in (one, two))
+    one, two = runs.values()
+    assert one.record.trial == two.record.trial
+    alone, shared = (weights(open_checkpoint(run.trial_dir / "checkpoint-8")) for run in (one, two))
     assert apart(shared, alone, {name: torch.zeros_like(tensor) for name, tensor in alone.items()}) < 1e-3
-    for mine, others in zip(read_stats(two / STATS_FILE), read_stats(one / STATS_FILE), strict=True):
+    losses = [read_stats(run.trial_dir / STATS_FILE) for run in (one, two)]
+    for others, mine in zip(*losses, strict=True):
         assert mine.step == others.step
         assert mine.loss == pytest.approx(others.loss, rel=1e-3)
-    for mine, others in zip(second.checkpoints, first.checkpoints, strict=True):
+    for others, mine in zip(one.record.checkpoints, two.record.checkpoints, strict=True):
         assert mine.face_similarity == pytest.approx(others.face_similarity, abs=0.02)
         assert mine.prompt_alignment == pytest.approx(others.prompt_alignment, abs=0.02)
         assert [scored.file for scored in mine.image_scores] == [scored.file for scored in others.image_scores]
-    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (one, two)]
-    assert names[0] == names[1]
+    names = [{path.relative_to(run.trial_dir) for path in run.trial_dir.rglob("*")} for run in (one, two)]
+    assert names[0] - {Path("traceback.txt")} == names[1] - {Path("traceback.txt")}
 
 
 @ray.remote(num_cpus=0)
