@@ -7,6 +7,7 @@ that is resumed, moved to another device, or trained beside others draws the num
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,6 +20,7 @@ from transformers import CLIPTextModel
 
 from training.config import TrainConfig
 from training.dataset import Dataset, Latents
+from training.stable_diffusion import load_base_model
 
 
 class Stream(IntEnum):
@@ -88,7 +90,13 @@ def picture_at(position: int, epoch_length: int, seed: int) -> int:
 
 
 class PromptEncoder:
-    """Prompts to the UNet's conditioning; computed once a prompt where the text encoder is frozen."""
+    """Prompts to the UNet's conditioning; computed once a prompt where the text encoder is frozen.
+
+    Args:
+        base: the base model.
+        trained: the text encoder that trains, on `device`; None where it stays frozen.
+        device: where the conditioning is wanted.
+    """
 
     def __init__(self, base: StableDiffusionPipeline, trained: CLIPTextModel | None, device: torch.device) -> None:
         self._tokenizer = base.tokenizer
@@ -97,13 +105,18 @@ class PromptEncoder:
         self._device = device
         self._embeddings: dict[str, Tensor] = {}
 
+    @property
+    def is_frozen(self) -> bool:
+        """Does every prompt have one and the same conditioning throughout training?"""
+        return self._trained is None
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Float [B, 77, d] on the training device, with gradients to the text encoder where it trains."""
         if self._trained is not None:
             return _encode(self._trained, self._tokens(prompts).to(self._device))
         for prompt in prompts:
             if prompt not in self._embeddings:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast("cpu", enabled=False):  # whoever trains in whatever precision
                     self._embeddings[prompt] = _encode(self._frozen, self._tokens([prompt]))[0].to(self._device)
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
@@ -116,6 +129,12 @@ class PromptEncoder:
             return_tensors="pt",
         ).input_ids
         return tokens
+
+
+@functools.cache
+def frozen_prompt_encoder(base_model: str, device: torch.device) -> PromptEncoder:
+    """The base model's own reading of prompts, shared by all runs of this process."""
+    return PromptEncoder(load_base_model(base_model), None, device)
 
 
 def _encode(text_encoder: CLIPTextModel, tokens: Tensor) -> Tensor:

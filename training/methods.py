@@ -5,12 +5,13 @@ Either way the base model's frozen weights are never written into: a LoRA trains
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -22,12 +23,36 @@ from transformers import CLIPTextModel
 
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
 from training.layout import LORA_FILE
-from training.stable_diffusion import base_pipeline, forget_path, frozen_module, load_base_model, place, shared_copy
+from training.stable_diffusion import (
+    Part,
+    base_pipeline,
+    forget_path,
+    frozen_module,
+    load_base_model,
+    place,
+    shared_copy,
+)
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 _HALF_OR_FULL = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TrainedWeights(Protocol):
+    """What a run trains, wherever it lies: in modules of its own or in a pack's bank."""
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """What the optimizer changes, all float32: the UNet's, then the text encoder's where it trains."""
+
+    def saved(self) -> TrainedModules | LoraTensors:
+        """What `save_weights` writes."""
+
+    def optimizer_state_alone(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's `state_dict` as it would be if the run had modules of its own: the one that is saved."""
+
+    def optimizer_state_here(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The way back: what was saved, for an optimizer of `groups`."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +63,26 @@ class TrainedModules:
     text_encoder: CLIPTextModel | None
     """None where the text encoder stays frozen: its embeddings are then computed once, on the base model."""
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights that train, all float32: the UNet's, then the text encoder's."""
+    def groups(self) -> list[list[nn.Parameter]]:
+        """As `TrainedWeights` says."""
         modules = [self.unet] if self.text_encoder is None else [self.unet, self.text_encoder]
-        return [parameter for module in modules for parameter in trainable(module)]
+        return [_trainable(module) for module in modules]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that train, in the order of `groups`."""
+        return [parameter for group in self.groups() for parameter in group]
+
+    def saved(self) -> TrainedModules:
+        """As `TrainedWeights` says."""
+        return self
+
+    def optimizer_state_alone(self, state: dict[str, Any]) -> dict[str, Any]:
+        """As it is: these are modules of the run's own."""
+        return state
+
+    def optimizer_state_here(self, state: dict[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return state
 
 
 @dataclass(frozen=True)
@@ -53,8 +94,7 @@ class LoraTensors:
     """None where the text encoder stays frozen."""
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of a module that an optimizer may change."""
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
@@ -86,6 +126,16 @@ def copy_for_training(
         if text_encoder is not None:
             text_encoder.activation_checkpointing_enable()
     return TrainedModules(unet, text_encoder)
+
+
+def first_lora(config: LoraConfig, base_model: str) -> LoraTensors:
+    """The adapters of a run's start: those that `copy_for_training` puts in, on the CPU."""
+    return lora_tensors(TrainedModules(*_add_adapters(config, base_model)))
+
+
+def frozen_copy(config: TrainConfig, base_model: str, part: Part, device: torch.device) -> nn.Module:
+    """A module of the base model to put adapters into, in a run's precision; its weights are shared and stay."""
+    return shared_copy(frozen_module(base_model, part, device, _HALF_OR_FULL[config.mixed_precision]))
 
 
 def save_weights(config: TrainConfig, weights: TrainedModules | LoraTensors, folder: Path) -> None:
@@ -122,6 +172,7 @@ def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
         unet_lora_adapter_metadata=_adapter_settings(config, UNET_TARGETS),
         text_encoder_lora_adapter_metadata=_adapter_settings(config, TEXT_ENCODER_TARGETS),
     )
+    _sort_metadata(folder / LORA_FILE)
 
 
 def load_lora(folder: Path) -> LoraTensors:
@@ -200,6 +251,18 @@ def _adapter_settings(config: LoraConfig, targets: list[str]) -> dict[str, Any]:
     """What peft records of an adapter, the same at every save: a set has no order that lasts."""
     settings: dict[str, Any] = _adapter(config, targets).to_dict()
     return {**settings, "target_modules": sorted(settings["target_modules"])}
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put a file's metadata in one order: safetensors leaves them in another at every save, and digests differ."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same entries in another order"
+        stream.seek(8)
+        stream.write(text.ljust(size))  # its length is a multiple of 8, filled up with blanks
 
 
 def _diffusers_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

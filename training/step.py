@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from diffusers import DDPMScheduler
@@ -25,27 +25,29 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from training.batches import PromptEncoder, Stream, draw_batch, seed_at
+from training.batches import Batch, PromptEncoder, Stream, draw_batch, frozen_prompt_encoder, seed_at
 from training.checkpoint import Checkpoint, load_training_state
 from training.config import DreamBoothConfig, LoraConfig, TrainConfig
 from training.data_parallel import average_gradients, drop_by_row, rows_of
 from training.dataset import Dataset
 from training.loss import dreambooth_loss, prediction_target
-from training.methods import TrainedModules, copy_for_training, trainable
+from training.methods import TrainedModules, TrainedWeights, copy_for_training
 from training.share import ALONE, Share
 from training.stable_diffusion import load_base_model, training_noise_schedule
+
+WeightsT = TypeVar("WeightsT", bound=TrainedWeights)
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
-class TrainingRun:
+class TrainingRun(Generic[WeightsT]):
     """Everything that a training step reads and changes."""
 
     config: LoraConfig | DreamBoothConfig
     dataset: Dataset
     device: torch.device
-    modules: TrainedModules
+    weights: WeightsT
     encode_prompts: PromptEncoder
     noise_schedule: DDPMScheduler
     latent_scale: float
@@ -92,14 +94,14 @@ class TrainingRun:
     def training_state(self) -> dict[str, Any]:
         """What going on needs besides the weights and the step."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.weights.optimizer_state_alone(self.optimizer.state_dict()),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "loss_scale": self.scaler.state_dict(),
         }
 
     def load_training_state(self, state: dict[str, Any], step: int) -> None:
         """Go on from what `training_state` gave at `step`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self.weights.optimizer_state_here(state["optimizer"]))
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.scaler.load_state_dict(state["loss_scale"])
         self.step = step
@@ -111,7 +113,7 @@ def start_run(
     device: torch.device,
     resume_from: Checkpoint | None = None,
     share: Share = ALONE,
-) -> TrainingRun:
+) -> TrainingRun[TrainedModules]:
     """A run before its first step, or as it was when the checkpoint was written.
 
     Processes that share a run start it equally; nothing has to be sent from one to the others.
@@ -119,15 +121,41 @@ def start_run(
     Raises:
         UserError: the base model cannot be had, or the checkpoint is not one to go on from.
     """
-    base = load_base_model(dataset.base_model)
     modules = copy_for_training(config, dataset.base_model, device, resume_from.dir if resume_from else None)
-    optimizer = _optimizer(config, modules)
-    run = TrainingRun(
+    if modules.text_encoder is None:
+        encode_prompts = frozen_prompt_encoder(dataset.base_model, device)
+    else:
+        encode_prompts = PromptEncoder(load_base_model(dataset.base_model), modules.text_encoder, device)
+    run = run_over(modules, config, dataset, device, encode_prompts, share)
+    if not share.is_whole:
+        drop_by_row(modules.unet, run.rows, run.whole_batch_size)
+    if resume_from is not None:
+        run.load_training_state(load_training_state(resume_from), resume_from.step)
+    return run
+
+
+def run_over(
+    weights: WeightsT,
+    config: LoraConfig | DreamBoothConfig,
+    dataset: Dataset,
+    device: torch.device,
+    encode_prompts: PromptEncoder,
+    share: Share = ALONE,
+    *,
+    fused: bool = False,
+) -> TrainingRun[WeightsT]:
+    """A run of these weights before its first step.
+
+    `fused` AdamW takes a step in one kernel a parameter, rounded otherwise than diffusers' scripts do.
+    """
+    base = load_base_model(dataset.base_model)
+    optimizer = _optimizer(config, weights, fused)
+    return TrainingRun(
         config=config,
         dataset=dataset,
         device=device,
-        modules=modules,
-        encode_prompts=PromptEncoder(base, modules.text_encoder, device),
+        weights=weights,
+        encode_prompts=encode_prompts,
         noise_schedule=training_noise_schedule(base),
         latent_scale=base.vae.config.scaling_factor,
         optimizer=optimizer,
@@ -142,11 +170,6 @@ def start_run(
         scaler=torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16"),
         share=share,
     )
-    if not share.is_whole:
-        drop_by_row(modules.unet, run.rows, run.whole_batch_size)
-    if resume_from is not None:
-        run.load_training_state(load_training_state(resume_from), resume_from.step)
-    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,21 +190,32 @@ class MicroStepInputs:
     """float32 [B, 4, h, w], what the UNet should answer."""
 
 
-def micro_step_inputs(run: TrainingRun, micro_step: int) -> MicroStepInputs:
+def micro_step_inputs(run: TrainingRun[Any], micro_step: int) -> MicroStepInputs:
     """The process's rows of batch number `micro_step` (from 0) of a run; the UNet is not asked.
 
     A text encoder that trains is: where there is dropout, call it under `dropout_at`. It reads the whole batch in every
     process, so that its dropout is the whole batch's; beside the UNet that costs little.
     """
-    batch = draw_batch(run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps)
-    rows = run.rows
-    noise, timesteps = batch.noise[rows].to(run.device), batch.timesteps[rows].to(run.device)
-    latents = (batch.latents[rows] * run.latent_scale).to(run.device)
+    batch = batch_of(run, micro_step)
     with run.autocast():
-        if run.modules.text_encoder is None:
-            conditioning = run.encode_prompts([batch.prompts[row] for row in rows])
+        if run.encode_prompts.is_frozen:
+            conditioning = run.encode_prompts([batch.prompts[row] for row in run.rows])
         else:
-            conditioning = run.encode_prompts(batch.prompts)[rows]
+            conditioning = run.encode_prompts(batch.prompts)[run.rows]
+    return inputs_of(run, batch, conditioning)
+
+
+def batch_of(run: TrainingRun[Any], micro_step: int) -> Batch:
+    """The whole batch number `micro_step` (from 0) of a run, on the CPU."""
+    return draw_batch(run.config, run.dataset, micro_step, run.noise_schedule.config.num_train_timesteps)
+
+
+def inputs_of(run: TrainingRun[Any], batch: Batch, conditioning: Tensor) -> MicroStepInputs:
+    """The process's rows of a batch, with what their prompts have been encoded to."""
+    rows = run.rows
+    noise, timesteps, latents = (
+        _sent(tensor[rows], run.device) for tensor in (batch.noise, batch.timesteps, batch.latents * run.latent_scale)
+    )
     return MicroStepInputs(
         noisy_latents=run.noise_schedule.add_noise(latents, noise, timesteps),
         timesteps=timesteps,
@@ -190,8 +224,15 @@ def micro_step_inputs(run: TrainingRun, micro_step: int) -> MicroStepInputs:
     )
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for what it still has to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @contextmanager
-def dropout_at(run: TrainingRun, micro_step: int) -> Iterator[None]:
+def dropout_at(run: TrainingRun[Any], micro_step: int) -> Iterator[None]:
     """Torch's global generators, from which dropout draws, as this micro-step of this run has them.
 
     Afterwards they are as they were.
@@ -206,7 +247,7 @@ def dropout_at(run: TrainingRun, micro_step: int) -> Iterator[None]:
         yield
 
 
-def micro_step_loss(run: TrainingRun, prediction: Tensor, inputs: MicroStepInputs) -> Tensor:
+def micro_step_loss(run: TrainingRun[Any], prediction: Tensor, inputs: MicroStepInputs) -> Tensor:
     """The loss [] of the UNet's answer [B, 4, h, w], in float32; it changes nothing.
 
     Its gradients are those of a step once it is divided by `gradient_accumulation_steps` and scaled by `run.scaler`.
@@ -221,7 +262,7 @@ def micro_step_loss(run: TrainingRun, prediction: Tensor, inputs: MicroStepInput
     )
 
 
-def apply_gradients(run: TrainingRun) -> Tensor:
+def apply_gradients(run: TrainingRun[Any]) -> Tensor:
     """Take the optimizer step that the added up gradients ask for, then forget them.
 
     Processes that share the run average their gradients first: all of them must call it.
@@ -246,20 +287,19 @@ def apply_gradients(run: TrainingRun) -> Tensor:
     return gradient_norm
 
 
-def _optimizer(config: TrainConfig, modules: TrainedModules) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, weights: TrainedWeights, fused: bool) -> torch.optim.Optimizer:
     if config.use_8bit_adam:
         from bitsandbytes.optim import AdamW8bit as AdamW  # an optional extra
     else:
         from torch.optim import AdamW
-    groups: list[dict[str, Any]] = [{"params": trainable(modules.unet)}]
-    if modules.text_encoder is not None:
-        rate = config.text_encoder_learning_rate or config.learning_rate
-        groups.append({"params": trainable(modules.text_encoder), "lr": rate})
+    rates = (config.learning_rate, config.text_encoder_learning_rate or config.learning_rate)
+    groups = [{"params": group, "lr": rate} for group, rate in zip(weights.groups(), rates, strict=False)]
     optimizer: torch.optim.Optimizer = AdamW(
         groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
         eps=config.adam_epsilon,
+        **({"fused": True} if fused else {}),
     )
     return optimizer

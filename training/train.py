@@ -7,12 +7,9 @@ Batches run on over the end of an epoch, so every step sees the same number of p
 
 from __future__ import annotations
 
-import errno
 import gc
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,20 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.checkpoint import Checkpoint, checkpoint_dir, drop_older_states, save_checkpoint
+from training.checkpoint import Checkpoint, drop_older_states
 from training.config import HORIZON_FREE_SCHEDULES, DreamBoothConfig, LoraConfig, TrainConfig, scoring_steps
-from training.data_parallel import mean_over_processes
 from training.dataset import Dataset
-from training.errors import DivergedError, UserError
-from training.files import remove_parts
+from training.errors import UserError
+from training.journal import Journal
+from training.methods import TrainedModules
 from training.share import ALONE, Share
 from training.stable_diffusion import choose_device
-from training.stats import STATS_FILE, StatsWriter, StepStats, peak_resident_bytes
 from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run
-
-
-class NonFiniteLoss(DivergedError):  # noqa: N818 - it names what happened
-    """Training ran away: the loss or a weight is infinite or not a number."""
 
 
 class TrainingStopped(Exception):  # noqa: N818 - it names what happened
@@ -80,17 +72,28 @@ def train(
         OSError: from the generator, when `out_dir` has gone or its disk is full.
     """
     device = choose_device(device)
-    check_training(config, device)
-    _check_dataset(config, dataset)
+    check_run(config, dataset, device, resume_from)
     if config.train_batch_size % share.world_size:
         raise UserError(
             f"train_batch_size: must be divisible by the {share.world_size} processes that share it, "
             f"got {config.train_batch_size}"
         )
-    if resume_from is not None:
-        _check_resume(config, resume_from)
     watcher = _Watcher(on_step or (lambda _step, _loss: None), should_stop or (lambda: False))
     return _checkpoints(config, dataset, at_steps, resume_from, Path(out_dir), device, share, watcher)
+
+
+def check_run(
+    config: LoraConfig | DreamBoothConfig, dataset: Dataset, device: torch.device, resume_from: Checkpoint | None
+) -> None:
+    """Refuse what cannot be trained with what is there.
+
+    Raises:
+        UserError: as `train` does.
+    """
+    check_training(config, device)
+    _check_dataset(config, dataset)
+    if resume_from is not None:
+        _check_resume(config, resume_from)
 
 
 def check_training(config: TrainConfig, device: torch.device | str | None = None) -> None:
@@ -126,16 +129,13 @@ def _checkpoints(
     share: Share,
     watcher: _Watcher,
 ) -> Iterator[Checkpoint]:
-    if share.is_first:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        remove_parts(out_dir)
     run = start_run(config, dataset, device, resume_from, share)
     try:
-        with closing(StatsWriter(out_dir / STATS_FILE, run.step)) if share.is_first else nullcontext() as stats:
+        with closing(Journal(run, out_dir, watcher.on_step)) as journal:
             for step in scoring_steps(at_steps, config.max_train_steps):
                 if step > run.step:
-                    _advance(run, step, stats, watcher)
-                    checkpoint = _checkpoint(run, out_dir, stats)
+                    _advance(run, step, journal, watcher)
+                    checkpoint = journal.checkpoint()
                     if run.step < step:
                         raise TrainingStopped(f"at step {run.step}")
                     yield checkpoint
@@ -143,63 +143,37 @@ def _checkpoints(
                         drop_older_states(checkpoint)
     finally:
         del run
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(device)
 
 
-def _advance(run: TrainingRun, to_step: int, stats: StatsWriter | None, watcher: _Watcher) -> None:
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _advance(run: TrainingRun[TrainedModules], to_step: int, journal: Journal, watcher: _Watcher) -> None:
     """Take optimizer steps until `to_step`, or until told to stop, and write each down."""
     while run.step < to_step:
-        taken = _take_step(run)
-        if stats is not None:
-            stats.append(taken)
-        watcher.on_step(taken.step, taken.loss)
+        journal.begin()
+        learning_rate = run.learning_rate
+        losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
+        gradient_norm = apply_gradients(run)
+        journal.took(learning_rate, torch.stack(losses).double().mean(), gradient_norm)
         if watcher.should_stop():
             return
 
 
-def _take_step(run: TrainingRun) -> StepStats:
-    start, learning_rate = time.perf_counter(), run.learning_rate
-    losses = [_forward_and_backward(run, micro_step) for micro_step in run.micro_steps]
-    gradient_norm = apply_gradients(run).item()  # but for fp16's scale the first read: so far the host ran ahead
-    own_loss = sum(loss.item() for loss in losses) / len(losses)
-    loss = mean_over_processes(run.share, own_loss, run.device)
-    if not math.isfinite(loss):
-        raise NonFiniteLoss(f"training ran away: loss {loss} at step {run.step}; lower learning_rate")
-    on_gpu = run.device.type == "cuda"
-    return StepStats(
-        step=run.step,
-        loss=loss,
-        learning_rate=learning_rate,
-        gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=torch.cuda.max_memory_allocated(run.device) if on_gpu else peak_resident_bytes(),
-    )
-
-
-def _forward_and_backward(run: TrainingRun, micro_step: int) -> Tensor:
+def _forward_and_backward(run: TrainingRun[TrainedModules], micro_step: int) -> Tensor:
     """Add the gradients of one micro-step to those that are there; its loss []."""
     with dropout_at(run, micro_step):
         inputs = micro_step_inputs(run, micro_step)
         with run.autocast():
-            prediction = run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+            prediction = run.weights.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
     loss = micro_step_loss(run, prediction, inputs)
     torch.autograd.backward(run.scaler.scale(loss / run.config.gradient_accumulation_steps))
     return loss.detach()
-
-
-def _checkpoint(run: TrainingRun, out_dir: Path, stats: StatsWriter | None) -> Checkpoint:
-    """What the run has come to: written by the process that has the stats, and the same in all."""
-    if not torch.stack([parameter.isfinite().all() for parameter in run.modules.parameters()]).all():
-        raise NonFiniteLoss(f"training ran away: weights that are no numbers at step {run.step}; lower learning_rate")
-    base_model = run.dataset.base_model
-    if stats is None:
-        return Checkpoint(checkpoint_dir(out_dir, run.step), run.config.method, run.step, base_model, run.config)
-    stats.sync()  # first, so that no checkpoint is there without its steps
-    if not out_dir.is_dir():  # a folder that was taken away is not made anew: nobody would look there
-        raise FileNotFoundError(errno.ENOENT, "the folder of the checkpoints is gone", str(out_dir))
-    return save_checkpoint(out_dir, run.config, run.modules, run.step, base_model, run.training_state())
 
 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import training.journal
 import training.train
 from tests.training.conftest import NUM_CLASS_IMAGES
 from training.checkpoint import Checkpoint, latest_checkpoint
@@ -185,14 +186,14 @@ def test_stats_say_what_happened(config: LoraConfig | DreamBoothConfig, dataset:
     last(train(plain, dataset, [], out_dir=tmp_path / "plain", device="cpu"))
     run = start_run(plain, dataset, torch.device("cpu"))
     loss = torch.stack([loss_at(run, micro_step) for micro_step in run.micro_steps]).mean()
-    gradients = torch.autograd.grad(loss, run.modules.parameters())
+    gradients = torch.autograd.grad(loss, run.weights.parameters())
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     assert read_stats(tmp_path / "plain" / "stats.jsonl")[0].gradient_norm == pytest.approx(norm, rel=1e-4)
 
 
 def loss_at(run: TrainingRun, micro_step: int) -> torch.Tensor:
     inputs = micro_step_inputs(run, micro_step)
-    prediction = run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+    prediction = run.weights.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
     return micro_step_loss(run, prediction, inputs)
 
 
@@ -254,7 +255,7 @@ def test_a_checkpoints_steps_are_on_the_disk_before_it_is_there(
         return save_checkpoint(*arguments)
 
     monkeypatch.setattr(os, "fsync", remember)
-    monkeypatch.setattr(training.train, "save_checkpoint", save)
+    monkeypatch.setattr(training.journal, "save_checkpoint", save)
     assert [checkpoint.step for checkpoint in train(LORA, dataset, [1, 2], out_dir=tmp_path, device="cpu")] == [1, 2, 4]
 
 

@@ -51,7 +51,7 @@ FP16 = DREAMBOOTH.model_copy(update={"mixed_precision": "fp16"})
 
 def predict(run: TrainingRun, inputs: MicroStepInputs) -> Tensor:
     with run.autocast():
-        return run.modules.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
+        return run.weights.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
 
 
 def add_gradients(run: TrainingRun, rows: list[int] | None = None) -> list[float]:
@@ -70,11 +70,11 @@ def add_gradients(run: TrainingRun, rows: list[int] | None = None) -> list[float
 
 
 def gradients(run: TrainingRun) -> list[Tensor]:
-    return [parameter.grad for parameter in run.modules.parameters() if parameter.grad is not None]
+    return [parameter.grad for parameter in run.weights.parameters() if parameter.grad is not None]
 
 
 def copies(run: TrainingRun) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in run.modules.parameters()]
+    return [parameter.detach().clone() for parameter in run.weights.parameters()]
 
 
 # --- others may hold runs --------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_inputs_and_loss_are_functions_that_ask_no_unet(
 ) -> None:
     """In any order, as often as wanted: same inputs, same loss, no random number drawn, no gradient left behind."""
     run = start_run(config, dataset, CPU)
-    run.modules.unet.forward = None
+    run.weights.unet.forward = None
     numbers = torch.get_rng_state()
     first, again = ([micro_step_inputs(run, position) for position in order] for order in ((0, 1), (1, 0)))
     for one, other in zip(first, reversed(again), strict=True):
@@ -169,7 +169,7 @@ def test_the_gradient_norm_is_that_before_clipping_and_what_is_clipped_is_unscal
 ) -> None:
     """Gradients of norm 4 give 4 and are cut to max_grad_norm, whatever the scale of the loss."""
     run = start_run(config.model_copy(update={"max_grad_norm": 0.5}), dataset, CPU)
-    parameters = run.modules.parameters()
+    parameters = run.weights.parameters()
     size = sum(parameter.numel() for parameter in parameters)
     run.scaler.scale(torch.zeros(()))  # the scale is made when it is first used
     for parameter in parameters:
@@ -210,7 +210,7 @@ def test_the_loss_scale_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -
     state = run.training_state()
     assert state["loss_scale"]["scale"] == 2.0**15
     assert state["loss_scale"]["_growth_tracker"] == 1
-    checkpoint = save_checkpoint(tmp_path, FP16, run.modules, run.step, dataset.base_model, state)
+    checkpoint = save_checkpoint(tmp_path, FP16, run.weights, run.step, dataset.base_model, state)
     resumed = start_run(FP16, dataset, CPU, checkpoint)
     assert resumed.training_state()["loss_scale"] == state["loss_scale"]
     assert resumed.learning_rate == run.learning_rate
@@ -230,7 +230,7 @@ def test_the_forward_pass_has_the_precision_that_accelerate_gives_it(mixed_preci
     AcceleratorState._reset_state(reset_partial_state=True)
     with Accelerator(mixed_precision=mixed_precision, cpu=True).autocast():
         words = run.encode_prompts([dataset.instance_prompt] * config.train_batch_size)
-        theirs = run.modules.unet(inputs.noisy_latents, inputs.timesteps, words).sample
+        theirs = run.weights.unet(inputs.noisy_latents, inputs.timesteps, words).sample
     AcceleratorState._reset_state(reset_partial_state=True)
     for callers in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", callers):

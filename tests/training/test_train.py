@@ -27,9 +27,10 @@ from training.batches import PromptEncoder, Stream, draw_batch, picture_at, seed
 from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline, load_training_state, open_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
 from training.dataset import Dataset, Latents
+from training.journal import NonFiniteLoss
 from training.methods import TrainedModules, copy_for_training
 from training.stable_diffusion import base_pipeline, frozen_module, load_base_model, shared_copy
-from training.train import NonFiniteLoss, TrainingStopped, check_training, train
+from training.train import TrainingStopped, check_training, train
 
 CPU = torch.device("cpu")
 NUM_TIMESTEPS = 1000
