@@ -19,25 +19,31 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 
 class AdapterBank:
-    """The adapters of K LoRAs over the same layers of a module, float32.
+    """The adapters of K LoRAs over the same layers of a module, in the precision that they come in.
 
     All of one LoRA's weights are one row, which is what its optimizer changes; each layer has a view of all rows.
 
     Args:
-        loras: each LoRA's tensors under peft's names, on the CPU.
+        module: whose layers they are for.
+        loras: each LoRA's tensors under peft's names, on the CPU, in any order.
         device: where the bank lies.
 
     Attributes:
         rows: K parameters [size], padding included.
     """
 
-    def __init__(self, loras: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
-        assert len({tuple(lora) for lora in loras}) == 1, "the LoRAs of a bank have the same layers"
-        self._names = list(loras[0])
+    def __init__(self, module: nn.Module, loras: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
+        assert len({frozenset(lora) for lora in loras}) == 1, "the LoRAs of a bank have the same layers"
+        self._module = module
+        # In the order in which an optimizer of peft's own modules would have them.
+        paths = [path for path, _ in module.named_modules() if f"{path}.{A}" in loras[0]]
+        self._names = [f"{path}.{matrix}" for path in paths for matrix in (A, B)]
+        assert len(self._names) == len(loras[0]), "every adapter has its layer"
         self._ranks = [_rank_of(lora) for lora in loras]
         self._shapes = {name: _packed_shape(name, loras[0][name], max(self._ranks)) for name in self._names}
         self._sizes = [shape[0] * shape[1] for shape in self._shapes.values()]
-        bank = torch.zeros(len(loras), sum(self._sizes), dtype=torch.float32, device=device)
+        dtype = loras[0][self._names[0]].dtype
+        bank = torch.zeros(len(loras), sum(self._sizes), dtype=dtype, device=device)
         self.rows = [nn.Parameter(row) for row in bank]
         parts = torch.split(bank, self._sizes, dim=1)
         self._leaves = {
@@ -47,17 +53,16 @@ class AdapterBank:
         for number, (row, lora) in enumerate(zip(bank, loras, strict=True)):
             row.copy_(self.row_of(number, lora))
 
-    def add_layers(self, module: nn.Module, alphas: Sequence[float | None], dropout: PackedDropout) -> None:
-        """Put a layer in the place of each that has adapters; None as alpha is the rank."""
+    def add_layers(self, alphas: Sequence[float | None], dropout: PackedDropout) -> None:
+        """Put a layer in the place of each of the module's that has adapters; None as alpha is the rank."""
         scales = [1.0 if alpha is None else alpha / rank for alpha, rank in zip(alphas, self._ranks, strict=True)]
         for name in self._names:
             if name.endswith(A):
                 path = name.removesuffix(f".{A}")
                 parent, _, child = path.rpartition(".")
-                layer = PackedLoraLinear(
-                    module.get_submodule(path), self._leaves[name], self._leaves[f"{path}.{B}"], scales, dropout
-                )
-                setattr(module.get_submodule(parent), child, layer)
+                base_layer = self._module.get_submodule(path)
+                layer = PackedLoraLinear(base_layer, self._leaves[name], self._leaves[f"{path}.{B}"], scales, dropout)
+                setattr(self._module.get_submodule(parent), child, layer)
 
     def take_gradients(self) -> None:
         """Move what backward has left at the layers to the rows, whose optimizers ask for it."""
@@ -95,8 +100,8 @@ class PackedLoraLinear(nn.Module):
 
     Args:
         base_layer: the frozen layer.
-        lora_a: float32 [K, in, R], leaf tensor.
-        lora_b: float32 [K, R, out], leaf tensor.
+        lora_a: [K, in, R], leaf tensor.
+        lora_b: [K, R, out], leaf tensor.
         scales: alpha / rank of each.
         dropout: of the adapters' inputs.
     """

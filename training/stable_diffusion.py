@@ -36,6 +36,9 @@ CONFIG_AND_WEIGHT_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
 LOADING_ERRORS = (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError)
 """What diffusers, transformers and safetensors raise at files that they cannot read."""
 
+TRAINED_DTYPE = torch.float32
+"""Of weights that train, in any precision: a bfloat16 weight cannot take a step of 1e-4 of its size."""
+
 Part = Literal["unet", "vae", "text_encoder"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -108,10 +111,9 @@ def _frozen_module(base_model: str, part: Part, device: str, dtype: torch.dtype)
 
 
 def place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype, frozen: nn.Module | None = None) -> None:
-    """Move a `shared_copy` to where it trains: frozen weights in `frozen_dtype`, trainable ones float32.
+    """Move a `shared_copy` to where it trains: frozen weights in `frozen_dtype`, trainable ones in `TRAINED_DTYPE`.
 
-    Trainable weights always leave the shared storage. They stay float32 under mixed precision because a bfloat16
-    weight cannot take a step of 1e-4 of its size.
+    Trainable weights always leave the shared storage.
 
     Args:
         module: the copy, with its adapters if it has any.
@@ -121,7 +123,7 @@ def place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype, fr
     """
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(device, torch.float32, copy=True)
+            parameter.data = parameter.data.to(device, TRAINED_DTYPE, copy=True)
         elif frozen is not None:
             parameter.data = frozen.get_parameter(name.replace(".base_layer.", ".")).data
         else:

@@ -239,7 +239,7 @@ def test_a_checkpoints_steps_are_on_the_disk_before_it_is_there(
 ) -> None:
     """Synced at their present length when the checkpoint is about to be written."""
     synced: set[tuple[int, int]] = set()
-    fsync, save_checkpoint = os.fsync, training.train.save_checkpoint
+    fsync, save_checkpoint = os.fsync, training.journal.save_checkpoint
 
     def remember(descriptor: int) -> None:
         fsync(descriptor)
