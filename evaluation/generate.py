@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from evaluation.config import EvaluationConfig
 from training.errors import UserError
 from training.files import whole_file
-from training.finite_pictures import run_pipeline
+from training.finite_pictures import NonFinitePictureError, run_pipeline_by_row
 from training.pictures import read_picture
 from training.share import ALONE, Share
 
@@ -58,26 +58,55 @@ def generate(
     Raises:
         NonFinitePictureError: a picture has overflowed.
     """
+    for (picture,) in generate_packed(pipeline, config, 1, share):
+        if isinstance(picture, NonFinitePictureError):
+            raise picture
+        yield picture
+
+
+def generate_packed(
+    pipeline: StableDiffusionPipeline, config: EvaluationConfig, num_models: int, share: Share = ALONE
+) -> Iterator[list[GeneratedImage | NonFinitePictureError]]:
+    """The pictures of several models from one pipeline, in which each has its own rows of every batch.
+
+    Each model's are those that `generate` makes with it alone, up to rounding.
+
+    Args:
+        pipeline: `training.packed_pipeline.packed_pipeline`'s.
+        config: As for `generate`. A batch holds `batch_size` pictures, or one of each model where that is more.
+        num_models: How many there are in the pipeline.
+        share: Of the pictures, where several processes make them.
+
+    Yields:
+        For every prompt and seed each model's picture, or why it has none; that is no matter of the others'.
+    """
     sampler = with_scheduler(pipeline, _scheduler(pipeline, config))
     width, height = picture_size(pipeline, config)
     all_cells = _cells(config)
     cells = [all_cells[place] for place in share.of(len(all_cells))]
-    for start in range(0, len(cells), config.batch_size):
-        batch = cells[start : start + config.batch_size]
+    num_cells = max(1, config.batch_size // num_models)
+    for start in range(0, len(cells), num_cells):
+        batch = cells[start : start + num_cells]
         prompts = [config.prompts[prompt_index] for prompt_index, _ in batch]
-        images = run_pipeline(
+        noise = torch.cat([starting_noise(pipeline, seed, width, height) for _, seed in batch])
+        rows = run_pipeline_by_row(
             sampler,
             place=f"prompt {batch[0][0]}, seed {batch[0][1]}",
-            prompt=prompts,
-            negative_prompt=[config.negative_prompt] * len(batch),
-            latents=torch.cat([starting_noise(pipeline, seed, width, height) for _, seed in batch]),
+            prompt=prompts * num_models,
+            negative_prompt=[config.negative_prompt] * len(batch) * num_models,
+            latents=noise.repeat(num_models, 1, 1, 1),
             width=width,
             height=height,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
         )
-        for (prompt_index, seed), prompt, image in zip(batch, prompts, images, strict=True):
-            yield GeneratedImage(prompt, prompt_index, seed, image)
+        for number, (prompt_index, seed) in enumerate(batch):
+            yield [
+                row
+                if isinstance(row, NonFinitePictureError)
+                else GeneratedImage(prompts[number], prompt_index, seed, row)
+                for row in rows[number :: len(batch)]
+            ]
 
 
 def generation_dtype(device: torch.device | str) -> torch.dtype:

@@ -10,20 +10,27 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from peft import LoraConfig as PeftConfig
 from PIL import Image
 
 from evaluation.config import EvaluationConfig
 from evaluation.generate import (
     GeneratedImage,
     generate,
+    generate_packed,
     generation_dtype,
     load_images,
     picture_size,
     save_images,
     starting_noise,
 )
+from training.checkpoint import Checkpoint, load_pipeline, save_checkpoint
+from training.config import LoraConfig
 from training.finite_pictures import NonFinitePictureError
+from training.methods import copy_for_training
+from training.packed_pipeline import packed_pipeline
 from training.share import Share
+from training.stable_diffusion import load_base_model
 
 PROMPTS = ["sks woman in a garden", "a photo of sks woman"]
 
@@ -213,18 +220,60 @@ def test_half_precision_is_for_gpus() -> None:
 
 def test_a_checkpoints_pipeline_leaves_the_cached_base_alone(tiny_base: str) -> None:
     """Pictures with a LoRA differ from the base's; generating with either changes no weight of the cached base."""
-    from peft import LoraConfig
-
-    from training.checkpoint import load_pipeline
-    from training.stable_diffusion import load_base_model
-
     before = weights_hash(load_base_model(tiny_base))
     base = load_pipeline(None, tiny_base, device="cpu")
     tuned = load_pipeline(None, tiny_base, device="cpu")
     tuned.unet.add_adapter(
-        LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+        PeftConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
     )
     images = pixels(list(generate(base, config())))
     assert np.abs(images - pixels(list(generate(tuned, config())))).max() > 1
     assert np.array_equal(images, pixels(list(generate(base, config()))))
     assert weights_hash(load_base_model(tiny_base)) == before
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_checkpoints_in_one_pass_make_the_pictures_of_each_alone(
+    train_text_encoder: bool, guidance_scale: float, tiny_base: str, tmp_path: Path
+) -> None:
+    """Of other ranks, alphas and text encoders, guided or not: at most one level of 255 apart, and no weight moves."""
+    checkpoints = [
+        moved_lora(LoraConfig(rank=rank, lora_alpha=alpha, train_text_encoder=train_text_encoder), tiny_base, tmp_path)
+        for rank, alpha in ((1, None), (4, 9.0), (3, None))
+    ]
+    settings = config(guidance_scale=guidance_scale, images_per_prompt=3, batch_size=6, negative_prompt="ugly")
+    before = weights_hash(load_base_model(tiny_base))
+    packed = packed_pipeline(checkpoints, tiny_base, torch.device("cpu"), torch.float32, guided=guidance_scale > 1)
+    together = list(zip(*generate_packed(packed, settings, len(checkpoints)), strict=True))
+    assert weights_hash(load_base_model(tiny_base)) == before
+    for checkpoint, ours in zip(checkpoints, together, strict=True):
+        alone = list(generate(load_pipeline(checkpoint, tiny_base, device="cpu"), settings))
+        assert [picture.file for picture in ours] == [picture.file for picture in alone]
+        assert np.abs(pixels(ours) - pixels(alone)).max() <= 1
+    first, second, third = (pixels(list(pictures)) for pictures in together)
+    assert np.abs(first - second).max() > 1
+    assert np.abs(second - third).max() > 1
+
+
+def test_a_checkpoint_that_has_diverged_has_no_pictures_and_the_others_have_theirs(
+    tiny_base: str, tmp_path: Path
+) -> None:
+    """Why is said for each of its pictures."""
+    whole = [moved_lora(LoraConfig(rank=rank), tiny_base, tmp_path) for rank in (2, 3)]
+    diverged = moved_lora(LoraConfig(rank=1), tiny_base, tmp_path, by=1e38)
+    packed = packed_pipeline([whole[0], diverged, whole[1]], tiny_base, torch.device("cpu"), torch.float32, guided=True)
+    first, second, third = zip(*generate_packed(packed, config(), 3), strict=True)
+    assert all("latents are not finite" in str(error) for error in second)
+    for checkpoint, ours in zip(whole, (first, third), strict=True):
+        alone = list(generate(load_pipeline(checkpoint, tiny_base, device="cpu"), config()))
+        assert np.abs(pixels(ours) - pixels(alone)).max() <= 1
+
+
+def moved_lora(config: LoraConfig, tiny_base: str, folder: Path, by: float = 0.1) -> Checkpoint:
+    """A LoRA checkpoint whose weights are as if trained."""
+    modules = copy_for_training(config, tiny_base, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(config.rank)
+    for parameter in modules.parameters():
+        parameter.data += by * torch.randn(parameter.shape, generator=generator)
+    return save_checkpoint(folder / f"{config.rank}", config, modules, 1, tiny_base, {})
