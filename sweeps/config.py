@@ -94,6 +94,8 @@ class ResourcesConfig(_Section):
     """Processes that share a trial: each takes its part of every `train_batch_size` and of the pictures. Default: as
     many as it has GPUs, and 1 where it has none or a part of one."""
 
+    pack_size: int = Field(default=8, ge=1)
+    """The most LoRA trials that train together, in one pass of the frozen base model; 1 trains each alone."""
     autoscaling: bool = False
     """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
 

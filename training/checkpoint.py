@@ -111,9 +111,13 @@ def open_checkpoint(folder: str | Path, base_model: str | None = None) -> Checkp
         raise UserError(f"checkpoint: {folder} is not whole: {error}") from error
 
 
-def latest_checkpoint(out_dir: str | Path, base_model: str | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a trial from which training can go on; damaged ones are passed over."""
-    for folder, _ in sorted(_checkpoint_folders(Path(out_dir)), key=lambda pair: pair[1], reverse=True):
+def latest_checkpoint(
+    out_dir: str | Path, base_model: str | None = None, up_to: int | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint (of steps `up_to`) from which a trial can go on; damaged ones are passed over."""
+    for folder, step in sorted(_checkpoint_folders(Path(out_dir)), key=lambda pair: pair[1], reverse=True):
+        if up_to is not None and step > up_to:
+            continue
         try:
             checkpoint = open_checkpoint(folder, base_model)
             _verify_training_state(checkpoint)

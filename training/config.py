@@ -132,3 +132,24 @@ METHODS: Mapping[str, type[LoraConfig] | type[DreamBoothConfig]] = {"lora": Lora
 def scoring_steps(at_steps: Iterable[int], max_train_steps: int) -> list[int]:
     """The steps of `at_steps` that a run reaches, in order, and its last step."""
     return sorted({step for step in at_steps if 0 < step < max_train_steps} | {max_train_steps})
+
+
+PACKS_AGREE_ON = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "mixed_precision",
+    "train_text_encoder",
+    "with_prior_preservation",
+)
+"""What LoRA trainings of one pack have in common: the rows that each has of a pass, its precision, and what trains."""
+
+
+def is_packable(config: MethodConfig) -> bool:
+    """May a training share its passes with others? 8-bit AdamW's blocks of weights would be other ones in a pack."""
+    return isinstance(config, LoraConfig) and not config.use_8bit_adam
+
+
+def pack_together(one: MethodConfig, other: MethodConfig) -> bool:
+    """May two trainings share their passes?"""
+    alike = all(getattr(one, name) == getattr(other, name) for name in PACKS_AGREE_ON)
+    return is_packable(one) and is_packable(other) and alike

@@ -4,7 +4,7 @@ Each run has its own rows of the batch, its own row of the adapters' bank, its o
 numbers; only the pass is shared. So a run in a pack is the run alone, up to rounding: how a sum is rounded depends on
 how many rows are computed with it. No run's numbers enter another's.
 
-What runs of one pack must have in common is in `MUST_AGREE`; anything else may differ.
+What runs of one pack have in common is in `PACKS_AGREE_ON`; anything else may differ.
 """
 
 from __future__ import annotations
@@ -21,21 +21,12 @@ from transformers import CLIPTextModel
 from training.adapter_bank import AdapterBank
 from training.batches import PromptEncoder, Stream, frozen_prompt_encoder, seed_at
 from training.checkpoint import Checkpoint, load_training_state
-from training.config import LoraConfig
+from training.config import LoraConfig, pack_together
 from training.dataset import Dataset
 from training.methods import LoraTensors, first_lora, frozen_copy, load_lora
 from training.packed_dropout import PackedDropout
 from training.stable_diffusion import load_base_model
 from training.step import TrainingRun, apply_gradients, batch_of, inputs_of, micro_step_loss, run_over
-
-MUST_AGREE = (
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "mixed_precision",
-    "train_text_encoder",
-    "with_prior_preservation",
-)
-"""What the runs of a pack have in common: how many rows each has of a pass, in which precision, through what."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +122,7 @@ def start_pack(members: Sequence[Member], dataset: Dataset, device: torch.device
         UserError: the base model cannot be had.
     """
     configs = [member.config for member in members]
-    for name in MUST_AGREE:
-        assert len({getattr(config, name) for config in configs}) == 1, f"{name}: the runs of a pack share it"
+    assert all(pack_together(configs[0], config) for config in configs), "what packs agree on"
     dropout = PackedDropout([config.lora_dropout for config in configs], device)
     modules: list[Any] = []
     banks = []

@@ -11,11 +11,11 @@ from typing import Any
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 
+from sweeps.execution.ends import Preempted
 from sweeps.execution.failures import is_full_disk, keep_traceback
 from sweeps.execution.gauges import RECENT_STEPS, Gauges
 from sweeps.execution.live import Board, Display
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, MachineError, Machines, node_at
-from sweeps.execution.worker import Preempted
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.search.searcher import LedgerSearcher
@@ -77,9 +77,12 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def is_taken_back(self, trial: Any) -> bool:
         """Is a trial that waits to be served anew, because the last machine that it may run on has gone?
 
-        Which machines it avoids was said when it was served, and Ray would look for another one for ever.
+        Which machines it avoids, or beside which server it is, was said when it was served, and Ray would look for
+        another one for ever.
         """
-        if not self._machines.has_no_place(trial.config["avoid"]):
+        server = trial.config.get("server")
+        is_gone = server is not None and server.node_id not in self._machines.alive()
+        if not is_gone and not self._machines.has_no_place(trial.config["avoid"]):
             return False
         self._taken_back.add(trial.trial_id)
         self._searcher.take_back(trial.trial_id)

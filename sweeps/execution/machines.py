@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import ray
 
+from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from training.errors import UserError
 
@@ -52,6 +53,19 @@ def this_machine() -> dict[str, str | None]:
     if not ray.is_initialized():
         return {"machine": socket.gethostname(), "node_id": None}
     return {"machine": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id()}
+
+
+def check_seen(folder: RunFolder) -> None:
+    """Refuse a machine that does not have the driver's run folder, which one that joined later may not.
+
+    Raises:
+        UserError: names machine and folder.
+    """
+    if not folder.identity_file.is_file():
+        raise UserError(
+            f"{folder.dir}: must be seen by every machine of the cluster, and machine {this_machine()['machine']} does "
+            "not see it; mount it there, or name a storage in the sweep file"
+        )
 
 
 def elsewhere(node_ids: Sequence[str]) -> dict[str, str]:

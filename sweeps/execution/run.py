@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +36,12 @@ from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
 from sweeps.execution.rewind import rewind_damaged
+from sweeps.execution.servers import TrialServers
 from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
 from sweeps.execution.stopping import make_scheduler
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mending import mend_ledger
@@ -204,17 +206,23 @@ def _run_trials(
         return
     display = Display(board, console, leaderboard_file(config.name))
     machines = Machines(alive_machines)
-    searcher = LedgerSearcher(
-        config,
-        folder,
-        extra={"task": TrialTask.of(config, folder, resources)},
+    servers = TrialServers(
+        resources,
         at_once=asked_once_a_second(
             lambda: trials_at_once(
                 config.resources.autoscaling, resources.values(), config.search.max_concurrent_trials, num_trials
             )
         ),
-        changed=board.put,
         to_avoid=machines.to_avoid,
+        pack_size=config.resources.pack_size,
+    )
+    searcher = LedgerSearcher(
+        config,
+        folder,
+        extra={"task": TrialTask.of(config, folder, resources)},
+        at_once=lambda: config.search.max_concurrent_trials or num_trials,
+        changed=board.put,
+        places=servers,
         is_over=lambda: machines.none_left,
     )
     keeper = LedgerKeeper(folder, searcher, machines, display, board, gauges)
@@ -224,7 +232,7 @@ def _run_trials(
     # The searcher says how many run; without this, Tune would let workers start up one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
     keep_credentials_here()
-    with display.shown(), out_of_tune():
+    with display.shown(), out_of_tune(), closing(servers):
         tune.run(
             SweepTrial,
             name="tune",

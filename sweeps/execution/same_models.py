@@ -13,7 +13,7 @@ from evaluation.checks import check_clip
 from evaluation.config import EvaluationConfig
 from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import clip_name
-from sweeps.execution.machines import this_machine
+from sweeps.execution.machines import check_seen, this_machine
 from sweeps.ledger.folder import RunFolder
 from training.errors import UserError
 from training.stable_diffusion import base_model_fingerprint
@@ -35,19 +35,6 @@ def check_same_models(folder: RunFolder, base_model: str, judges: EvaluationConf
             _compare(claims, "face_encoder", judges.face.encoder, encoder.name)
             check_clip(judges.clip)
             _compare(claims, "clip_model", judges.clip.model, clip_name(judges.clip))
-
-
-def check_seen(folder: RunFolder) -> None:
-    """Refuse a machine that does not have the driver's run folder, which one that joined later may not.
-
-    Raises:
-        UserError: names machine and folder.
-    """
-    if not folder.identity_file.is_file():
-        raise UserError(
-            f"{folder.dir}: must be seen by every machine of the cluster, and machine {this_machine()['machine']} does "
-            "not see it; mount it there, or name a storage in the sweep file"
-        )
 
 
 def _compare(claims: dict[str, str], part: str, asked: str, found: str) -> None:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
-from evaluation.config import EvaluationConfig
 from evaluation.face_encoders import load_face_encoder
-from evaluation.generate import generate, generation_dtype, load_images, save_images
+from evaluation.generate import generate, generate_packed, generation_dtype, load_images, save_images
 from evaluation.prompt import load_clip
 from evaluation.references import References
 from evaluation.score import score_images
-from sweeps.config import SweepConfig, rare_token
+from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
 from training.checkpoint import Checkpoint, load_pipeline
+from training.finite_pictures import NonFinitePictureError
+from training.packed_pipeline import packed_pipeline
 from training.share import ALONE, Share
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What all checkpoints of a sweep are scored with."""
-
-    base_model: str
-    evaluation: EvaluationConfig
-    rare_token: str
-    """Left out of the prompts that CLIP reads."""
-
-    @classmethod
-    def of(cls, config: SweepConfig) -> Scoring:
-        """As the sweep file says."""
-        return cls(config.base_model, config.evaluation, rare_token(config.subject))
+from training.stable_diffusion import choose_device
 
 
 def make_pictures(
@@ -50,6 +37,40 @@ def make_pictures(
     )
     images_dir = folder.images_dir(trial, _step_of(checkpoint))
     save_images(generate(pipeline, evaluation, share), images_dir, evaluation, model=trial)
+
+
+def make_packed_pictures(
+    scoring: Scoring, folder: RunFolder, checkpoints: Mapping[str, Checkpoint], device: str
+) -> dict[str, NonFinitePictureError]:
+    """Generate the pictures of several trials' LoRA checkpoints in one pass, as `make_pictures` does of each.
+
+    Args:
+        scoring: the sweep's.
+        folder: the run's.
+        checkpoints: trial to checkpoint.
+        device: where to compute.
+
+    Returns:
+        Why a trial has no pictures, for those that have none.
+    """
+    if not checkpoints:
+        return {}
+    evaluation = scoring.evaluation
+    pipeline = packed_pipeline(
+        list(checkpoints.values()),
+        scoring.base_model,
+        choose_device(device),
+        generation_dtype(device),
+        guided=evaluation.guidance_scale > 1,
+    )
+    failed: dict[str, NonFinitePictureError] = {}
+    for pictures in generate_packed(pipeline, evaluation, len(checkpoints)):
+        for (trial, checkpoint), picture in zip(checkpoints.items(), pictures, strict=True):
+            if isinstance(picture, NonFinitePictureError):
+                failed[trial] = picture
+            else:
+                save_images([picture], folder.images_dir(trial, checkpoint.step), evaluation, model=trial)
+    return failed
 
 
 def score_pictures(

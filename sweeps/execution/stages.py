@@ -16,8 +16,10 @@ from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
 from evaluation.references import References, embed_references
 from sweeps.config import SweepConfig, class_images_needed
-from sweeps.execution.same_models import check_same_models, check_seen
-from sweeps.execution.scoring import Scoring, score_base, use_threads
+from sweeps.execution.machines import check_seen
+from sweeps.execution.same_models import check_same_models
+from sweeps.execution.scoring import score_base, use_threads
+from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL

@@ -10,20 +10,19 @@ import logging
 import time
 import traceback
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.result import DONE
 
 from sweeps.execution.cluster import TrialResources
+from sweeps.execution.ends import OutOfGpuMemory, Preempted, heeding_sigterm
 from sweeps.execution.failures import TRACEBACK_FILE, keep_traceback
 from sweeps.execution.lines import scores_text, step_text
-from sweeps.execution.machines import MachineError, elsewhere, this_machine
-from sweeps.execution.same_models import check_seen
-from sweeps.execution.worker import OutOfGpuMemory, Preempted, TrialTask, TrialWorker, heeding_sigterm
-from sweeps.execution.workers import TrialWorkers
+from sweeps.execution.machines import MachineError, check_seen, elsewhere, this_machine
+from sweeps.execution.server import Seat, ServerAddress
+from sweeps.execution.task import TrialTask, WorkerRecipe
 from sweeps.ledger.identity import trial_name
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL, TrialRecord
@@ -36,14 +35,21 @@ from training.layout import STATE_FILE
 from training.share import ALONE
 from training.stats import STATS_FILE, read_stats
 
+if TYPE_CHECKING:
+    from sweeps.execution.worker import TrialWorker
+    from sweeps.execution.workers import TrialWorkers
+
 LOG = logging.getLogger(__name__)
+BESIDE_A_SERVER = 0.001
+"""Of Ray's resource that stands for a machine, of which each has 1: so many trials may be there at one time."""
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial as Ray Tune runs it: one `step()` a scoring point, named by its `repr` on the dashboard.
 
     Its config holds `trial`, the trial's own `config`, the sweep's `task`, a `TrialTask`, and `avoid`, Ray's names of
-    machines that it must not be started on.
+    machines that it must not be started on. Where a trial server computes for it, `server` is its address and `pack`
+    the trials that it trains with; it is then a light process beside the server.
 
     What the settings themselves cause is written down and reported as a result. Any other exception leaves `step`: the
     driver retries it elsewhere. So does `Preempted`, when SIGTERM announces that the machine goes; training since the
@@ -53,11 +59,20 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     ended. No text of the user's is in it.
     """
 
-    worker_class = TrialWorker
+    worker_class = "sweeps.execution.worker:TrialWorker"
+    """Opened where the trial is computed, and imported nowhere else: it is heavy."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """A bundle for each of its workers, on one machine; of several workers none is the trial's own process."""
+        """A bundle for each of its workers, on one machine; of several workers none is the trial's own process.
+
+        A trial server has what it computes with: beside it a trial takes next to nothing, of what that machine has.
+        """
+        if (server := config.get("server")) is not None:
+            return tune.PlacementGroupFactory(
+                [{f"node:{server.machine}": BESIDE_A_SERVER}],
+                bundle_label_selector=[{"ray.io/node-id": server.node_id}],
+            )
         task: TrialTask = config["task"]
         resources = task.resources[config["config"]["method"]]
         each = resources.of_a_worker
@@ -71,7 +86,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         _log_to_stderr()
         self._task: TrialTask = config["task"]
         self._trial: str = config["trial"]
-        self._worker: TrialWorker | TrialWorkers | None = None
+        self._server: ServerAddress | None = config.get("server")
+        self._pack: tuple[str, ...] = config.get("pack", ())
+        self._worker: TrialWorker | TrialWorkers | Seat | None = None
         self._could_not_begin: Exception | None = None
         try:
             self._begin(config)
@@ -194,12 +211,16 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._log_outcome(self._record)
         self._folder.drop_passed_checkpoints(self._record)
 
-    def _open_worker(self) -> TrialWorker | TrialWorkers:
+    def _open_worker(self) -> TrialWorker | TrialWorkers | Seat:
         reached = self._record.checkpoints[-1].step if self._record.checkpoints else 0
-        open_worker = partial(self.worker_class, self._task, self._record.trial, self._hyperparameters, reached)
+        recipe = WorkerRecipe(self.worker_class, self._task, self._record.trial, self._hyperparameters, reached)
+        if self._server is not None:
+            return Seat(self._server, self._pack, recipe)
         if self._resources.workers == 1:
-            return open_worker(ALONE)
-        return TrialWorkers(open_worker, self._resources, self._name)
+            return recipe.open(ALONE)
+        from sweeps.execution.workers import TrialWorkers  # heavy
+
+        return TrialWorkers(recipe.open, self._resources, self._name)
 
     @property
     def _resources(self) -> TrialResources:

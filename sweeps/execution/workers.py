@@ -22,7 +22,8 @@ from ray.train._internal.worker_group import WorkerGroup  # what it is given, `T
 from ray.train.torch import TorchConfig
 
 from sweeps.execution.cluster import TrialResources
-from sweeps.execution.worker import TrialWorker, heeding_sigterm
+from sweeps.execution.ends import heeding_sigterm
+from sweeps.execution.worker import TrialWorker
 from sweeps.ledger.records import ScoredCheckpoint
 from training.share import Share
 

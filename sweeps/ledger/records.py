@@ -52,6 +52,9 @@ class ScoredCheckpoint(BaseModel):
     """Names of the judges, with what their scores depend on."""
     image_scores: tuple[ImageScore, ...] = Field(default=(), repr=False)
     """One a picture."""
+    pack: tuple[str, ...] = ()
+    """Trials that it was trained with since the scoring point before, itself among them, in the order of their rows:
+    how sums were rounded depends on it. Empty where it was trained alone."""
 
 
 class TrialRecord(BaseModel):
@@ -84,6 +87,8 @@ class TrialRecord(BaseModel):
     """Address of the machine that has it, or had it last."""
     node_id: str | None = None
     """The same, by the name that this Ray cluster gave it."""
+    pack: tuple[str, ...] = ()
+    """Trials that it is trained with, itself among them, in the order of their rows; empty where it is alone."""
     spares_memory: bool = False
     """It ran out of GPU memory and goes on with gradient checkpointing, which changes no number."""
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

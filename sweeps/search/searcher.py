@@ -6,7 +6,7 @@ order they were asked for, serves those that have not ended, then goes on asking
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -18,6 +18,8 @@ from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import ListSearch, Search, lesson
+from sweeps.search.places import Anywhere, Places
+from training.config import pack_together
 
 
 def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
@@ -41,7 +43,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         at_once: how many trials to have with Ray at one time, asked each time; more would be asked for before there
             are scores to learn from.
         changed: called with each record this writes.
-        to_avoid: Ray's names of machines that a trial must not be started on.
+        places: where trials may run; default: anywhere, each alone.
         is_over: says that no more trials may be started, whatever is left.
     """
 
@@ -52,13 +54,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         extra: Mapping[str, Any],
         at_once: Callable[[], int],
         changed: Callable[[TrialRecord], None],
-        to_avoid: Callable[[str], Sequence[str]] = lambda _: (),
+        places: Places | None = None,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="face_similarity", mode="max")
         self._folder, self._extra = folder, extra
         self._at_once, self._changed = at_once, changed
-        self._to_avoid, self._is_over = to_avoid, is_over
+        self._places, self._is_over = places or Anywhere(), is_over
         base = folder.base()
         assert base is not None, "the base model is scored before trials are chosen"
         self._rule = ChampionRule.of(config.champion, base)
@@ -73,23 +75,78 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         self._num_left = num_planned(config) - len(asked)
         self._numbers = {record.trial: record.number for record in records}
         self._running: dict[str, str] = {}
+        self._placed: list[tuple[TrialRecord, Mapping[str, Any]]] = []
+        """Trials that have their place and are served next."""
         self._to_retry: list[TrialRecord] = []
         self._taken_back: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial for Tune's `trial_id`; None when it must wait, `FINISHED` when there are no more."""
-        if len(self._running) >= self._at_once():
-            return None
-        record = None if self._is_over() else self._next_trial()
-        if record is None:  # one that runs may yet come back to be tried again
-            return None if self._running else str(Searcher.FINISHED)
+        if not self._placed:
+            room = self._at_once() - len(self._running)
+            if room <= 0 or not self._places.have_room():
+                return None
+            record = None if self._is_over() else self._next_trial()
+            if record is None:  # one that runs may yet come back to be tried again
+                return None if self._running else str(Searcher.FINISHED)
+            self._placed = self._place(record, room)
+            if not self._placed:
+                self._unfinished.insert(0, record)
+                return None
+        record, extra = self._placed.pop(0)
         self._running[trial_id] = record.trial
-        return {"trial": record.trial, "config": record.config, "avoid": self._to_avoid(record.trial), **self._extra}
+        return {"trial": record.trial, "config": record.config, **self._extra, **extra}
+
+    def _place(self, record: TrialRecord, room: int) -> list[tuple[TrialRecord, Mapping[str, Any]]]:
+        """The trial and those that go with it, and what they are told; none while there is no place."""
+        place = self._places.find(record, 1 + len(self._unfinished) + self._num_left)
+        if place is None:
+            return []
+        together = [record, *self._company(record, min(place.seats, room) - 1)]
+        if len(together) > 1 and not record.pack:
+            pack = tuple(each.trial for each in together)
+            together = [each.model_copy(update={"pack": pack}) for each in together]
+            for each in together:  # before they begin, so that whoever goes on has them together again
+                self._folder.write(each)
+        place.take([each.trial for each in together])
+        members = tuple(each.trial for each in together) if together[0].pack else ()
+        return [(each, {**place.extra, "pack": members}) for each in together]
+
+    def _company(self, record: TrialRecord, seats: int) -> list[TrialRecord]:
+        """Up to so many more trials that train with one: those of its pack, or with a trial that is new other new ones.
+
+        Of a pack that was cut off all that have not ended go on together, in their old order.
+        """
+        if record.pack:
+            mates = [each for each in self._unfinished if each.pack == record.pack]
+            self._unfinished = [each for each in self._unfinished if each.pack != record.pack]
+            mates.sort(key=lambda each: record.pack.index(each.trial))
+            return mates
+        company: list[TrialRecord] = []
+        if record.started is not None or seats <= 0:
+            return company
+        passed_over: list[TrialRecord] = []
+        config = record.method_config
+        while len(company) < seats and (other := self._next_trial()) is not None:
+            is_new = other.started is None and not other.pack
+            if is_new and pack_together(config, other.method_config):
+                company.append(other)
+            else:
+                passed_over.append(other)
+                if not self._unfinished:  # it was a new one: the search is not asked for more than is needed
+                    break
+        self._unfinished = passed_over + self._unfinished
+        return company
 
     def _next_trial(self) -> TrialRecord | None:
-        if self._unfinished:
-            return self._unfinished.pop(0)
+        for place, record in enumerate(self._unfinished):
+            if not self._is_with_others(record):
+                return self._unfinished.pop(place)
         return self._new_trial() or (self._to_retry.pop(0) if self._to_retry else None)
+
+    def _is_with_others(self, record: TrialRecord) -> bool:
+        """Does its pack still run? What is lost of it waits for the rest, which may be lost, too."""
+        return bool(set(record.pack) & set(self._running.values()))
 
     def retry(self, record: TrialRecord, *, at_once: bool) -> None:
         """Serve a trial again that failed by no fault of its own: at once, or when all others have had their turn."""
@@ -141,6 +198,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         An error is no answer: the question stays open until the trial is served again or given up.
         """
         trial = self._running.pop(trial_id)
+        self._places.left(trial)
         if error:
             return
         record = self._folder.read(trial)

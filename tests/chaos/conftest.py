@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from tests.chaos.judge import Outcome

@@ -20,14 +20,14 @@ class JudgedWorker(TrialWorker):
     def on_step(self, step: int, _loss: float) -> None:
         """Write it down."""
         node = ray.get_runtime_context().get_node_id()
-        write_down(self._folder.dir, "step", trial=self._trial, step=step, node=node)
+        write_down(self.folder.dir, "step", trial=self.trial, step=step, node=node)
         time.sleep(PACE_SECONDS)
 
 
 class JudgedTrial(SweepTrial):
     """The trial as it is; every step, scoring point and end is written down for the judge."""
 
-    worker_class = JudgedWorker
+    worker_class = "tests.chaos.dreamsweep_side:JudgedWorker"
 
     def step(self) -> dict[str, Any]:
         """The trial's own; what it has in the ledger afterwards has been scored."""

@@ -22,8 +22,8 @@ class StruckWorker(TrialWorker):
 
     def on_step(self, step: int, _loss: float) -> None:
         """Write it down."""
-        log(self._folder.dir, {"trial": self._trial, "rank": self._share.rank, "step": step})
-        file = strike_file(self._folder.dir, self._trial, step)
+        log(self.folder.dir, {"trial": self.trial, "rank": self._share.rank, "step": step})
+        file = strike_file(self.folder.dir, self.trial, step)
         strike = json.loads(file.read_text()) if file.exists() else None
         if strike is None or strike["rank"] != self._share.rank:
             return
@@ -31,13 +31,13 @@ class StruckWorker(TrialWorker):
         if strike["how"] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if strike["how"] == "preempted":
-            os.kill(int(pid_file(self._folder.dir, self._trial).read_text()), signal.SIGTERM)
+            os.kill(int(pid_file(self.folder.dir, self.trial).read_text()), signal.SIGTERM)
 
 
 class StruckTrial(SweepTrial):
     """Says which process it is."""
 
-    worker_class = StruckWorker
+    worker_class = "tests.sweeps.struck_trial:StruckWorker"
 
     def setup(self, config: dict[str, Any]) -> None:
         """The trial's own."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.config import load_sweep
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import evaluation_key, photos_key, trial_id
 from sweeps.results.results import read_results

@@ -18,8 +18,8 @@ from sweeps.asked import listed_trials
 from sweeps.config import SweepConfig, resolved_yaml
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import TrialRecord

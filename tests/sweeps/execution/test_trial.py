@@ -25,8 +25,8 @@ from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.machines import MachineError
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import photos_key, trial_id
 from sweeps.ledger.mending import mend_ledger

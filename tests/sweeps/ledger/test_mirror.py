@@ -17,8 +17,8 @@ import pytest
 
 from sweeps.config import SweepConfig, resolved_yaml
 from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask
 from sweeps.export.export import export_checkpoint
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import MirroredRunFolder, bring_here, open_run

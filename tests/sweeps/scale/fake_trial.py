@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
-from sweeps.execution.worker import TrialTask, TrialWorker
+from sweeps.execution.worker import TrialWorker
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
@@ -126,18 +127,18 @@ class FakeWorker(TrialWorker):
 
     def score_next(self) -> ScoredCheckpoint:
         """The next scoring point."""
-        points = scoring_points(self._hyperparameters, self._task.scoring.evaluation.at_steps)
+        points = scoring_points(self.hyperparameters, self.task.scoring.evaluation.at_steps)
         step = next(point for point in points if point > self._reached)
         time.sleep(self._seconds * (0.5 + random.random()))
-        write_steps(self._folder, self._trial, self._reached, step)
+        write_steps(self.folder, self.trial, self._reached, step)
         self._reached = step
-        return score(self._folder, self._trial, self._hyperparameters, step)
+        return score(self.folder, self.trial, self.hyperparameters, step)
 
 
 class FakeTrial(SweepTrial):
     """`SweepTrial` with such a worker; says in `<run>.log` when it began and when it ended."""
 
-    worker_class = FakeWorker
+    worker_class = "tests.sweeps.scale.fake_trial:FakeWorker"
 
     def setup(self, config: dict[str, Any]) -> None:
         """The trial's own."""

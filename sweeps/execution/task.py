@@ -1,0 +1,68 @@
+"""What the driver gives to trials and to whatever computes for them. Light: a trial's own process has no torch."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluation.config import EvaluationConfig
+from sweeps.config import ChampionConfig, SweepConfig, rare_token
+from sweeps.execution.cluster import TrialResources
+from sweeps.ledger.folder import RunFolder
+from training.config import MethodConfig
+from training.share import Share
+
+if TYPE_CHECKING:
+    from sweeps.execution.worker import TrialWorker
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What all checkpoints of a sweep are scored with."""
+
+    base_model: str
+    evaluation: EvaluationConfig
+    rare_token: str
+    """Left out of the prompts that CLIP reads."""
+
+    @classmethod
+    def of(cls, config: SweepConfig) -> Scoring:
+        """As the sweep file says."""
+        return cls(config.base_model, config.evaluation, rare_token(config.subject))
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What every trial of a sweep is given by the driver, besides its own hyperparameters."""
+
+    run_dir: str
+    storage: str | None
+    resources: Mapping[str, TrialResources]
+    """Of one trial of each method."""
+    scoring: Scoring
+    champion: ChampionConfig
+
+    @classmethod
+    def of(cls, config: SweepConfig, folder: RunFolder, resources: Mapping[str, TrialResources]) -> TrialTask:
+        """As the sweep file says, on these resources."""
+        return cls(str(folder.dir), config.storage, resources, Scoring.of(config), config.champion)
+
+
+@dataclass(frozen=True)
+class WorkerRecipe:
+    """How to open a trial's worker, wherever that is."""
+
+    worker_class: str
+    """`module:name`, found where the worker is opened."""
+    task: TrialTask
+    trial: str
+    hyperparameters: MethodConfig
+    reached: int
+    """Step of the trial's newest scored checkpoint, 0 where there is none."""
+
+    def open(self, share: Share) -> TrialWorker:
+        """The worker that has this share of the trial."""
+        worker_class: type[TrialWorker] = pkgutil.resolve_name(self.worker_class)
+        return worker_class(self.task, self.trial, self.hyperparameters, self.reached, share)
