@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import BASE_TRIAL, Status, TrialRecord
 from sweeps.report.page import render_report
 from sweeps.results.results import read_results
-from sweeps.results.work import Account, Prepared, account_of, account_of_base, account_of_trial, steps_taken
+from sweeps.results.work import Account, account_of
 from sweeps.results.work_file import CountedWork, WorkFile, read_work, work_file, write_work
 from sweeps.space import grid
 from tests.sweeps.fake_run import write_stats
@@ -183,22 +181,34 @@ def test_a_failure_counts_what_it_did_either_way(tmp_path: Path) -> None:
     assert (account.to_the_end, account.separate_runs_to_the_end) == (account.computed, account.separate_runs)
 
 
+def numbers(folder: RunFolder) -> dict[str, int]:
+    """Every count of a folder's account under a name of its own."""
+    found: dict[str, int] = {}
+    for way, work in work_file(read(folder), None, {}).model_dump(exclude={"seconds"}).items():
+        found[f"{way} runs"] = work["runs"]
+        for part in ("steps", "pictures", "samples"):
+            found |= {f"{way} {part} {name}": number for name, number in work[part].items()}
+    return found
+
+
 def test_counts_are_those_of_the_trials_added_up(folder: RunFolder) -> None:
-    """And of what is made once a sweep: without any trial, that is what is left."""
-    sweep, results = reference_grid(), read_results(folder.dir)
-    prepared = Prepared.of(folder, 512)
-    parts = [
-        account_of_base(trial, sweep.evaluation)
-        if trial.is_base
-        else account_of_trial(trial, steps_taken(folder, trial), sweep.evaluation, prepared)
-        for trial in results.trials
-    ]
-    bare = RunFolder(folder.dir.parent / "bare")
-    put_shared(bare, sweep)
-    (bare.trials_dir / BASE_TRIAL / "trial.json").unlink()
-    assert reduce(add, parts, read(bare)) == read(folder)
-    half = len(parts) // 2
-    assert reduce(add, parts[:half], Account()) + reduce(add, parts[half:], Account()) == reduce(add, parts, Account())
+    """To what is made once a sweep, each trial adds what it adds where it is alone."""
+    sweep = reference_grid()
+
+    def counted(name: str, configs: Sequence[MethodConfig]) -> dict[str, int]:
+        some = RunFolder(folder.dir.parent / name)
+        put_shared(some, sweep)
+        for config in configs:
+            put_trial(some, config, POINTS[config.method])
+        return numbers(some)
+
+    once = counted("once", [])
+    alone = [counted(trial_id(config), [config]) for config in trials_of(sweep)]
+    whole = numbers(folder)
+    assert whole == {
+        name: once.get(name, 0) + sum(one.get(name, 0) - once.get(name, 0) for one in alone) for name in whole
+    }
+    assert whole["computed samples unet_forward"] > once["computed samples unet_forward"] > 0
 
 
 def test_without_the_base_model_the_counts_stand(folder: RunFolder) -> None:
