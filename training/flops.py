@@ -32,11 +32,14 @@ def flops_of(passes: Iterable[Pass], base_model: str) -> dict[Pass, int] | None:
 
     A ControlNet is taken to be built over the base model's UNet as diffusers' own are.
     """
+    asked = set(passes)
+    if not asked:
+        return {}
     try:
         configs = configs_of(base_model)
     except UserError:
         return None
-    return None if configs is None else measure(passes, configs)
+    return None if configs is None else measure(asked, configs)
 
 
 def measure(passes: Iterable[Pass], configs: Configs) -> dict[Pass, int]:

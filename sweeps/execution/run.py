@@ -52,7 +52,7 @@ from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import Results, read_results
 from sweeps.results.rule import ChampionRule
 from sweeps.results.work import account_of, seconds_by_stage
-from sweeps.results.work_file import work_file, write_work
+from sweeps.results.work_file import read_work, work_file, write_work
 from sweeps.search.listed import have_ended, is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
@@ -112,9 +112,11 @@ def run_sweep(
 
 def _write_work(results: Results, base_model: str) -> Path:
     """Write down what was computed, and what it would have taken otherwise."""
-    account = account_of(results)
-    work = work_file(account, flops_of(account.kinds, base_model), seconds_by_stage(results))
-    return write_work(results.folder, work)
+    account, written = account_of(results), read_work(results.folder)
+    known = {} if written is None else {cost.kind: cost.flops for cost in written.costs}
+    measured = flops_of(account.kinds - known.keys(), base_model)
+    costs = None if measured is None else known | measured
+    return write_work(results.folder, work_file(account, costs, seconds_by_stage(results)))
 
 
 def _is_done(config: SweepConfig, folder: RunFolder) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.work import Account, Work
 from training.files import write_json
-from training.passes import Pass
+from training.passes import Pass, PassPart
 
 METHOD_NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 
@@ -45,6 +46,23 @@ class CountedWork(_Section):
     """What for -> FLOPs, `total` among them; None where the base model's configs were not at hand."""
 
 
+class Cost(_Section):
+    """What one sample of a kind costs; the fields but the last are those of `Pass`."""
+
+    part: PassPart
+    width: int | None
+    height: int | None
+    rank: int | None
+    trains: bool
+    gradient_checkpointing: bool
+    flops: int
+
+    @property
+    def kind(self) -> Pass:
+        """What it is the cost of."""
+        return Pass(**self.model_dump(exclude={"flops"}))
+
+
 class WorkFile(_Section):
     """What `work.json` holds."""
 
@@ -54,6 +72,8 @@ class WorkFile(_Section):
     separate_runs_to_the_end: CountedWork
     seconds: dict[str, float]
     """Stage -> seconds of the clock."""
+    costs: tuple[Cost, ...] = ()
+    """By which FLOPs were added up; none where they are not known."""
 
     def times_less(self) -> float | None:
         """How many times less than separate runs was computed, in FLOPs."""
@@ -96,7 +116,13 @@ def work_file(account: Account, flops: Mapping[Pass, int] | None, seconds: Mappi
         to_the_end=_counted(account.to_the_end, flops),
         separate_runs_to_the_end=_counted(account.separate_runs_to_the_end, flops),
         seconds={stage: round(number, 3) for stage, number in seconds.items()},
+        costs=() if flops is None else _costs(account, flops),
     )
+
+
+def _costs(account: Account, flops: Mapping[Pass, int]) -> tuple[Cost, ...]:
+    costs = [Cost(**asdict(kind), flops=flops[kind]) for kind in account.kinds]
+    return tuple(sorted(costs, key=lambda cost: (cost.part, cost.flops, repr(cost.kind))))
 
 
 def _counted(work: Work, flops: Mapping[Pass, int] | None) -> CountedWork:

@@ -77,3 +77,8 @@ def test_checkpointing_computes_activations_anew(tiny_base: str) -> None:
 def test_a_base_model_that_is_not_here_has_no_cost(base_model: str) -> None:
     """Nothing fails for it."""
     assert flops_of([Pass("unet")], base_model) is None
+
+
+def test_nothing_to_measure_needs_no_base_model() -> None:
+    """What was measured by an earlier run is not asked again, wherever the model is now."""
+    assert flops_of([], "/nowhere/model") == {}

@@ -184,7 +184,7 @@ def test_a_failure_counts_what_it_did_either_way(tmp_path: Path) -> None:
 def numbers(folder: RunFolder) -> dict[str, int]:
     """Every count of a folder's account under a name of its own."""
     found: dict[str, int] = {}
-    for way, work in work_file(read(folder), None, {}).model_dump(exclude={"seconds"}).items():
+    for way, work in work_file(read(folder), None, {}).model_dump(exclude={"seconds", "costs"}).items():
         found[f"{way} runs"] = work["runs"]
         for part in ("steps", "pictures", "samples"):
             found |= {f"{way} {part} {name}": number for name, number in work[part].items()}
@@ -224,9 +224,11 @@ def test_the_report_says_what_was_saved(folder: RunFolder) -> None:
     """One line, of work.json alone; nothing where there is none, where it is broken, and while trials run."""
     line = "15,000 of 37,500 LoRA steps"
     assert line not in render_report(read_results(folder.dir))
-    work = work_file(read(folder), None, {"training": 1.0})
+    account = read(folder)
+    work = work_file(account, dict.fromkeys(account.kinds, 10**9), {"training": 1.0})
     write_work(folder, work)
     assert read_work(folder) == work
+    assert {cost.kind: cost.flops for cost in work.costs} == dict.fromkeys(account.kinds, 10**9)
     assert line in render_report(read_results(folder.dir))
     put_trial(folder, trials_of(reference_grid())[0], [250], "running")
     assert line not in render_report(read_results(folder.dir))
