@@ -16,6 +16,9 @@ from training.passes import Pass, PassPart
 
 METHOD_NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 
+WORTH_SAYING = 1.05
+"""Below, a ratio reads as 1.0 times less, or as more."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -88,10 +91,10 @@ class WorkFile(_Section):
         ]
         parts = [" and ".join(steps)] if steps else []
         times = self.times_less()
-        if times is not None and times > 1:
+        if times is not None and times >= WORTH_SAYING:
             parts.append(f"{times:.1f} times less work than separate runs")
         full_grid = _times(self.separate_runs_to_the_end, self.computed)
-        if full_grid is not None and self.separate_runs_to_the_end != self.separate_runs:
+        if full_grid is not None and full_grid >= WORTH_SAYING and self.separate_runs_to_the_end != self.separate_runs:
             parts.append(f"{full_grid:.1f} times less than separate runs of all trials to their ends")
         return ", ".join(parts)
 

@@ -162,6 +162,9 @@ def test_a_sweep_that_was_stopped_early_counts_less(tmp_path: Path) -> None:
     assert some.computed.steps["lora"] < all_of_it.computed.steps["lora"]
     assert some.computed.passes.total() < all_of_it.computed.passes.total()
     assert some.separate_runs.passes.total() < all_of_it.separate_runs.passes.total()
+    line = work_file(some, dict.fromkeys(some.kinds, 1), {}).line()
+    assert "times less than separate runs of all trials to their ends" in line
+    assert "to their ends" not in work_file(all_of_it, dict.fromkeys(all_of_it.kinds, 1), {}).line()
     assert (some.to_the_end, some.separate_runs_to_the_end) == (all_of_it.computed, all_of_it.separate_runs)
     assert (all_of_it.to_the_end, all_of_it.separate_runs_to_the_end) == (all_of_it.computed, all_of_it.separate_runs)
 
@@ -217,7 +220,16 @@ def test_without_the_base_model_the_counts_stand(folder: RunFolder) -> None:
     work = work_file(account, None, {})
     assert work.computed.flops is None
     assert work.computed.samples.unet_backward == 15_000 + 2 * 3_600
-    assert work.line() == "15,000 of 37,500 LoRA steps and 3,600 of 7,200 DreamBooth steps"
+    steps = "15,000 of 37,500 LoRA steps and 3,600 of 7,200 DreamBooth steps"
+    assert work.line() == steps
+    nothing_saved = work.computed.model_copy(update={"flops": {"total": 1}})
+    alike = work.model_copy(
+        update={
+            "computed": nothing_saved,
+            "separate_runs": work.separate_runs.model_copy(update={"flops": {"total": 1}}),
+        }
+    )
+    assert alike.line() == steps, "what is not less is not called less"
 
 
 def test_the_report_says_what_was_saved(folder: RunFolder) -> None:
