@@ -66,6 +66,8 @@ UNET = _Part("unet", DIFFUSERS_STEM, ("UNet2DConditionModel",), UNetConfig, unet
 VAE = _Part("vae", DIFFUSERS_STEM, ("AutoencoderKL",), VaeConfig, vae_shapes)
 TEXT_ENCODER = _Part("text_encoder", TRANSFORMERS_STEM, ("CLIPTextModel",), TextEncoderConfig, text_encoder_shapes)
 
+MODELS = (UNET.name, VAE.name, TEXT_ENCODER.name)
+
 
 @dataclass(frozen=True)
 class Configs:
@@ -137,6 +139,25 @@ def _look_at(base_model: str) -> BaseModelLook | None:
         raise UserError(f"no such file, folder or hub id: {base_model}")
     _check_cached_index(base_model)
     return None
+
+
+def configs_of(base_model: str) -> Configs | None:
+    """The configs alone, those of a hub id from the hub's cache; None where they are not on this machine.
+
+    Raises:
+        UserError: as `check_base_model`.
+    """
+    look = look_at(base_model)
+    if look is not None:
+        return look.configs
+    cached = try_to_load_from_cache(base_model, INDEX_FILE)
+    folder = Path(cached).parent if isinstance(cached, str) else None
+    if folder is None or not all((folder / part / "config.json").is_file() for part in MODELS):
+        return None
+    try:
+        return _look_at_configs(folder)
+    except UserError as error:
+        raise UserError(f"base_model: {error}") from None
 
 
 def config_folder(file: Path) -> Path | None:

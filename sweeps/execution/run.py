@@ -51,12 +51,15 @@ from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, failing_disk_explained
 from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
-from sweeps.results.results import read_results
+from sweeps.results.results import Results, read_results
 from sweeps.results.rule import ChampionRule
+from sweeps.results.work import account_of, seconds_by_stage
+from sweeps.results.work_file import read_work, work_file, write_work
 from sweeps.search.listed import have_ended, is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.errors import UserError
+from training.flops import flops_of
 from training.layout import STATE_FILE
 
 
@@ -105,8 +108,17 @@ def run_sweep(
         results = read_results(folder.dir)
         if (best := results.champion.row) is not None and best.checkpoint is not None:
             folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
-        folder.push(write_results_csv(folder.dir, results.rows))
+        folder.push(write_results_csv(folder.dir, results.rows), _write_work(results, config.base_model))
     return folder.dir
+
+
+def _write_work(results: Results, base_model: str) -> Path:
+    """Write down what was computed, and what it would have taken otherwise."""
+    account, written = account_of(results), read_work(results.folder)
+    known = {} if written is None else {cost.kind: cost.flops for cost in written.costs}
+    measured = flops_of(account.kinds - known.keys(), base_model)
+    costs = None if measured is None else known | measured
+    return write_work(results.folder, work_file(account, costs, seconds_by_stage(results)))
 
 
 def _is_done(config: SweepConfig, folder: RunFolder) -> bool:

@@ -41,6 +41,7 @@ class RunFolder:
         self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
         self.trials_dir = self.dir / "trials"
         self.results_csv = self.dir / "results.csv"
+        self.work_json = self.dir / "work.json"
         self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
         self.report_html = self.dir / "report.html"

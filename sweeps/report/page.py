@@ -34,6 +34,7 @@ from sweeps.results.champion import compare_face_similarity, compare_prompt_alig
 from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
 from sweeps.results.results import Results, read_results
+from sweeps.results.work_file import read_work
 from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
 from training.errors import UserError
 from training.files import write_whole
@@ -163,6 +164,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     failed = [trial for trial in results.present_trials if trial.status == "failed"]
     return {
         "results": results,
+        "work": _work(results),
         "verdict": Verdict(results, pictures),
         "best": best,
         "leaderboard": [row for row in results.rows if row.is_base or row.key in on_leaderboard],
@@ -189,6 +191,12 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "pictures": pictures,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _work(results: Results) -> str:
+    """What was computed and what was saved; nothing while trials run: it is written when they have ended."""
+    work = read_work(results.folder)
+    return "" if work is None or results.num_by_status.get("running") else work.line()
 
 
 @dataclass(frozen=True)

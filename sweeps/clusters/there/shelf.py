@@ -116,7 +116,7 @@ def _of_ledger(results: Results) -> Iterator[tuple[str, Path]]:
 
 
 def _derived(results: Results, own: Path) -> dict[str, Path]:
-    """The report and the table: the run's, or made anew where there are none or the ledger has gone on since."""
+    """Report and table: the run's, or made anew where there are none or the ledger has gone on since; and its work."""
     folder = results.folder
     files = {path.name: path for path in (folder.report_html, folder.results_csv)}
     newest = max((path.stat().st_mtime_ns for path in folder.trials_dir.glob("*/trial.json")), default=0)
@@ -126,6 +126,8 @@ def _derived(results: Results, own: Path) -> dict[str, Path]:
         files = {name: own / name for name in files}
         write_whole(files[folder.report_html.name], render_report(results))
         write_results_csv(own, results.rows)
+    if folder.work_json.is_file() and folder.work_json.stat().st_mtime_ns >= newest:
+        files[folder.work_json.name] = folder.work_json
     return files
 
 

@@ -182,8 +182,9 @@ def test_a_sweep_with_a_storage_leaves_all_of_it_there(
     before = times(tmp_path / "there")
     second = run_sweep(config, tmp_path / "second")
     changed = {name for name, time in times(tmp_path / "there").items() if before.get(name) != time}
-    assert {Path(name).name for name in changed} == {"sweep.yaml", "results.csv"}
-    assert (second / "results.csv").read_bytes() == (first / "results.csv").read_bytes()
+    assert {Path(name).name for name in changed} == {"sweep.yaml", "results.csv", "work.json"}
+    for derived in ("results.csv", "work.json"):
+        assert (second / derived).read_bytes() == (first / derived).read_bytes()
     results = read_results(second)
     assert all((second / image).is_dir() for row in results.rows if (image := row.images))
     assert (second / "renders" / "sheet.png").is_file()
