@@ -158,7 +158,8 @@ class Board:
             return None
         num_unknown = max(0, self.num_planned - len(self._standings))
         steps_left = self._steps_left + num_unknown * self._steps_planned / len(self._standings)
-        return steps_left * self._seconds_spent / self._steps_done / max(1, len(self.running))
+        at_work = {self._standings[trial].record.pack or trial for trial in self.running if trial in self._standings}
+        return steps_left * self._seconds_spent / self._steps_done / max(1, len(at_work))
 
     def best_first(self) -> list[TrialRecord]:
         """Scored trials by their best checkpoints, in the order of the run's leaderboard, then the others by name."""

@@ -239,7 +239,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._folder.write(self._record)
 
     def _seconds(self) -> float:
-        return self._record.seconds + time.monotonic() - self._since
+        """Of a pack's time each of its trials counts its part."""
+        return self._record.seconds + (time.monotonic() - self._since) / max(1, len(self._pack))
 
     def _log(self, text: str) -> None:
         LOG.info("%s  %s", self._trial, text)

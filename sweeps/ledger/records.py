@@ -37,7 +37,7 @@ class ScoredCheckpoint(BaseModel):
     """None for the base model."""
     images: str | None
     seconds: FiniteFloat = 0.0
-    """Since the trial's start, restarts included."""
+    """Of the trial's, by then."""
     loss: float | None = None
     """Mean training loss since the scoring point before."""
     face_similarity: FiniteFloat
@@ -69,6 +69,7 @@ class TrialRecord(BaseModel):
     checkpoints: tuple[ScoredCheckpoint, ...] = ()
     """In the order of their steps."""
     seconds: float = 0.0
+    """Of its life so far, restarts included; its part of them where it is trained in a pack."""
     number: int = 0
     """Its place in the search: the how-manieth question to the sampler it answers."""
     drawn: dict[str, Any] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ class StruckWorker(TrialWorker):
 
     def on_step(self, step: int, _loss: float) -> None:
         """Write it down."""
-        log(self.folder.dir, {"trial": self.trial, "rank": self._share.rank, "step": step})
+        log(self.folder.dir, {"trial": self.trial, "rank": self._share.rank, "step": step, "pid": os.getpid()})
         file = strike_file(self.folder.dir, self.trial, step)
         strike = json.loads(file.read_text()) if file.exists() else None
         if strike is None or strike["rank"] != self._share.rank:

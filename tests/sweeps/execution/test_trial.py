@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.references import References
-from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token, resolved_yaml
+from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.machines import MachineError
@@ -31,6 +31,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import photos_key, trial_id
 from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.records import TrialRecord
+from tests.sweeps.execution.conftest import prepare, task_in
 from tests.sweeps.tiny_sweep import ONE_CPU, write_sweep
 from training.checkpoint import STATE_FILE
 from training.config import METHODS, DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
@@ -43,27 +44,6 @@ TRIAL = LoraConfig(rank=2, learning_rate=1e-3, max_train_steps=4, train_batch_si
 
 def key_of(config: SweepConfig) -> str:
     return photos_key(config.subject, config.evaluation.face.references)
-
-
-def prepare(config: SweepConfig, folder: RunFolder) -> None:
-    """The once-a-sweep stages, as the driver asks for them."""
-    prepare_subject(config.subject, config.evaluation.face, folder)
-    list(prepare_run(Preparation.of(config, folder, "cpu")))
-
-
-def task_in(folder: RunFolder) -> TrialTask:
-    """What the driver would give a trial of this folder's sweep."""
-    return TrialTask.of(load_sweep(folder.sweep_file), folder, ONE_CPU)
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny_sweep: Callable[..., SweepConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with everything that trials share; to be copied."""
-    config = tiny_sweep()
-    folder = RunFolder(tmp_path_factory.mktemp("prepared") / "run")
-    folder.write_sweep(resolved_yaml(config))
-    prepare(config, folder)
-    return folder.dir
 
 
 def test_pictures_are_compared_with_the_references_that_are_given(
@@ -89,12 +69,6 @@ def test_pictures_are_compared_with_the_references_that_are_given(
     )
     split = config.model_copy(update={"subject": moved})
     assert key_of(split) != key_of(split.model_copy(update={"evaluation": alone}))
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> RunFolder:
-    shutil.copytree(prepared, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
 
 
 def begin(folder: RunFolder, config: MethodConfig = TRIAL) -> SweepTrial:

@@ -1,0 +1,253 @@
+"""A pack of trials in this process, with real tiny models and no Ray: what each gets, and when."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sweeps.execution.pack
+from sweeps.execution.ends import OutOfGpuMemory, Preempted
+from sweeps.execution.pack import PackOfTrials
+from sweeps.execution.task import WorkerRecipe
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import trial_id
+from sweeps.ledger.records import ScoredCheckpoint
+from tests.sweeps.execution.conftest import task_in
+from tests.training.test_train import assert_same, weights
+from training.checkpoint import latest_checkpoint
+from training.config import LoraConfig
+from training.finite_pictures import NonFinitePictureError
+from training.journal import NonFiniteLoss
+from training.pack_training import PackTraining
+from training.share import ALONE
+from training.stats import read_stats
+
+CONFIGS = [
+    LoraConfig(rank=rank, learning_rate=rate, seed=seed, max_train_steps=4, train_batch_size=1)
+    for rank, rate, seed in ((1, 1e-3, 0), (2, 1e-3, 1), (3, 3e-3, 2))
+]
+NAMES = [trial_id(config) for config in CONFIGS]
+
+Answer = ScoredCheckpoint | Exception
+
+
+class Table:
+    """A pack and those who sit at it, as their own processes would: each asks until it has its answer."""
+
+    def __init__(self, folder: RunFolder, scored: Mapping[str, list[ScoredCheckpoint]] | None = None) -> None:
+        self.folder = folder
+        self.scored: dict[str, list[ScoredCheckpoint]] = {name: [] for name in NAMES} | dict(scored or {})
+        self.pack = PackOfTrials(NAMES)
+        for config in CONFIGS:
+            self.sit_down(config)
+
+    def sit_down(self, config: LoraConfig) -> None:
+        """A trial joins, from where it had been scored."""
+        name = trial_id(config)
+        reached = self.scored[name][-1].step if self.scored[name] else 0
+        recipe = WorkerRecipe("sweeps.execution.worker:TrialWorker", task_in(self.folder), name, config, reached)
+        self.pack.join(name, recipe.open(ALONE))
+
+    def ask(self, name: str) -> Answer | None:
+        """A trial asks once."""
+        try:
+            answer = self.pack.next_of(name)
+        except Exception as error:
+            return error
+        if answer is not None:
+            self.scored[name].append(answer)
+        return answer
+
+    def play(self, leaves: Callable[[str, Answer], bool] = lambda *_: False) -> list[tuple[str, Answer]]:
+        """All ask until they have left: at their end, at a failure, or when `leaves` says so; the answers in order."""
+        answered: list[tuple[str, Answer]] = []
+        for _ in range(100):
+            for name in [name for name in NAMES if name in self.pack._members]:
+                answer = self.ask(name)
+                if answer is not None:
+                    answered.append((name, answer))
+                    if isinstance(answer, Exception) or answer.step == 4 or leaves(name, answer):
+                        self.pack.leave(name)
+            if self.pack.is_empty:
+                return answered
+        raise AssertionError(f"{self.pack._members} wait for ever")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """A pack that nothing happened to."""
+    shutil.copytree(prepared, run := tmp_path_factory.mktemp("undisturbed") / "run")
+    table = Table(RunFolder(run))
+    table.play()
+    return table
+
+
+def learnt(table: Table) -> dict[str, dict[str, Tensor]]:
+    """Weights of each trial's last checkpoint."""
+    found = {}
+    for name in NAMES:
+        checkpoint = latest_checkpoint(table.folder.trial_dir(name))
+        assert checkpoint is not None
+        assert checkpoint.step == 4
+        found[name] = weights(checkpoint)
+    return found
+
+
+def assert_learnt_the_same(first: Table, second: Table) -> None:
+    for one, other in zip(learnt(first).values(), learnt(second).values(), strict=True):
+        assert_same(one, other)
+
+
+def test_a_trial_of_a_pack_gets_the_scores_that_it_has_alone(undisturbed: Table, folder: RunFolder) -> None:
+    """At every point, with its pack in the record; its stats have every step once."""
+    for config, name in zip(CONFIGS, NAMES, strict=True):
+        worker = WorkerRecipe("sweeps.execution.worker:TrialWorker", task_in(folder), name, config, 0).open(ALONE)
+        for ours in undisturbed.scored[name]:
+            alone = worker.score_next()
+            assert (ours.step, ours.images, ours.checkpoint) == (alone.step, alone.images, alone.checkpoint)
+            assert ours.face_similarity == pytest.approx(alone.face_similarity, abs=0.01)
+            assert ours.prompt_alignment == pytest.approx(alone.prompt_alignment, abs=0.01)
+            assert (ours.pack, alone.pack) == (tuple(NAMES), ())
+        steps = [stats.step for stats in read_stats(undisturbed.folder.trial_dir(name) / "stats.jsonl")]
+        assert steps == [1, 2, 3, 4]
+
+
+def test_answers_come_in_the_order_of_the_rows_and_one_at_a_time(folder: RunFolder) -> None:
+    """Whoever asks first; the second has to wait until the first has come back or left."""
+    table = Table(folder)
+    first, second, third = NAMES
+    assert table.ask(third) is None
+    assert table.ask(second) is None, "nothing is trained before all have asked"
+    assert not list(folder.trial_dir(first).glob("checkpoint-*"))
+    assert isinstance(table.ask(first), ScoredCheckpoint)
+    assert table.ask(third) is None
+    assert table.ask(second) is None, "the first has its answer, and may leave yet"
+    table.pack.leave(first)
+    assert table.ask(third) is None
+    assert isinstance(table.ask(second), ScoredCheckpoint)
+    assert table.ask(second) is None, "it goes on"
+    scored = table.ask(third)
+    assert isinstance(scored, ScoredCheckpoint)
+    assert scored.pack == tuple(NAMES)
+    assert table.ask(third) is None
+    scored = table.ask(second)
+    assert isinstance(scored, ScoredCheckpoint)
+    assert (scored.step, scored.pack) == (4, (second, third))
+
+
+def test_whoever_leaves_leaves_the_others_as_they_would_be(undisturbed: Table, folder: RunFolder) -> None:
+    """Early stopping takes the second away at its first point: the others' scores are theirs."""
+    table = Table(folder)
+    table.play(leaves=lambda name, _: name == NAMES[1])
+    assert [len(table.scored[name]) for name in NAMES] == [2, 1, 2]
+    for name in (NAMES[0], NAMES[2]):
+        ours, theirs = table.scored[name][-1], undisturbed.scored[name][-1]
+        assert ours.face_similarity == pytest.approx(theirs.face_similarity, abs=0.01)
+        assert ours.prompt_alignment == pytest.approx(theirs.prompt_alignment, abs=0.01)
+
+
+@pytest.mark.parametrize("num_answered", [0, 1])
+@pytest.mark.parametrize("damaged", [None, 1])
+def test_a_pack_that_was_lost_goes_on_to_the_same_bits(
+    num_answered: int, damaged: int | None, undisturbed: Table, folder: RunFolder
+) -> None:
+    """With the process that had it: trained but not scored, scored for some, a checkpoint not whole."""
+    lost = Table(folder)
+    for name in reversed(NAMES):
+        lost.ask(name)  # the first is answered, the others wait
+    if not num_answered:
+        lost.scored[NAMES[0]].clear()  # the process died before the answer had arrived
+    if damaged is not None:
+        shutil.rmtree(folder.trial_dir(NAMES[damaged]) / "checkpoint-2")
+    again = Table(folder, lost.scored)
+    again.play()
+    assert_learnt_the_same(again, undisturbed)
+    assert [[scored.step for scored in again.scored[name]] for name in NAMES] == [[2, 4]] * 3
+
+
+def test_told_to_end_all_save_and_all_are_told(undisturbed: Table, folder: RunFolder) -> None:
+    """In the middle of training, after the step that is being taken; what goes on ends in the same bits."""
+    table = Table(folder)
+    for worker in table.pack._workers.values():
+        worker.on_step = lambda step, _loss: table.pack.stop() if step == 1 else None  # type: ignore[method-assign]
+    answers = table.play()
+    assert [name for name, _ in answers] == NAMES
+    assert all(isinstance(answer, Preempted) for _, answer in answers)
+    assert all((folder.trial_dir(name) / "checkpoint-1").is_dir() for name in NAMES)
+    with pytest.raises(Preempted):
+        table.pack.stop()
+    again = Table(folder)
+    again.play()
+    assert_learnt_the_same(again, undisturbed)
+
+
+def test_a_trial_that_runs_away_or_makes_no_picture_ends_alone(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is told what is wrong with it; the third has its scores."""
+    advance = PackTraining.advance
+
+    def run_away(training: PackTraining) -> dict[str, Any]:
+        reached: dict[str, Any] = advance(training)
+        if NAMES[0] in reached:
+            reached[NAMES[0]] = NonFiniteLoss("training ran away")
+        return reached
+
+    def make_none(_scoring: object, _folder: object, checkpoints: Mapping[str, object], _device: str) -> dict[str, Any]:
+        failed = make(_scoring, _folder, checkpoints, _device)
+        return failed | ({NAMES[1]: NonFinitePictureError("not finite")} if NAMES[1] in checkpoints else {})
+
+    make = sweeps.execution.pack.make_packed_pictures
+    monkeypatch.setattr(PackTraining, "advance", run_away)
+    monkeypatch.setattr(sweeps.execution.pack, "make_packed_pictures", make_none)
+    table = Table(folder)
+    answers = table.play()
+    assert [name for name, _ in answers] == [*NAMES, NAMES[2]]
+    assert [type(answer) for _, answer in answers[:3]] == [NonFiniteLoss, NonFinitePictureError, ScoredCheckpoint]
+    assert [scored.step for scored in table.scored[NAMES[2]]] == [2, 4]
+
+
+def test_what_is_nobodys_own_failure_is_everybodys(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, say; each trial can be tried again elsewhere."""
+
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(PackTraining, "advance", fail)
+    answers = Table(folder).play()
+    assert [str(answer) for _, answer in answers] == ["No space left on device"] * 3
+
+
+@pytest.mark.parametrize("room", [2, 1, 0])
+def test_where_memory_runs_out_fewer_train_in_a_pass(
+    room: int, undisturbed: Table, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halved until it fits; where one alone does not fit, it is its own failure."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10, 10))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+    tried: list[int] = []
+    advance = PackTraining.advance
+
+    def in_small_memory(training: PackTraining) -> Any:
+        tried.append(len(training.names))
+        if len(training.names) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return advance(training)
+
+    monkeypatch.setattr(PackTraining, "advance", in_small_memory)
+    table = Table(folder)
+    answers = table.play()
+    if not room:
+        assert all(isinstance(answer, OutOfGpuMemory) for _, answer in answers)
+        assert tried == [3, 2, 1, 1, 1]
+        return
+    assert tried == {2: [3, 2, 1, 2, 1], 1: [3, 2, *[1] * 6]}[room]
+    for name in NAMES:
+        for ours, theirs in zip(table.scored[name], undisturbed.scored[name], strict=True):
+            assert ours.face_similarity == pytest.approx(theirs.face_similarity, abs=0.01)
