@@ -117,11 +117,11 @@ class PackedLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[K * rows, ..., in] to [K * rows, ..., out]; the first rows are the first adapter's."""
+        dropped = x if self._dropout is None else self._dropout(x.float())  # peft drops in float32
+        if torch.is_autocast_enabled(x.device.type):  # once, for base layer and adapters
+            x, dropped = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, dropped))
         result: Tensor = self.base_layer(x)
-        rows = x.reshape(len(self._lora_a), -1, x.shape[-1])
-        if self._dropout is not None:
-            rows = self._dropout(x.float()).view(rows.shape)
-        hidden = torch.bmm(rows.to(self._lora_a.dtype), self._lora_a)
+        hidden = torch.bmm(dropped.reshape(len(self._lora_a), -1, x.shape[-1]), self._lora_a)
         if self._scales is not None:
             hidden = hidden * self._scales
         return torch.baddbmm(result.view(len(rows), -1, result.shape[-1]), hidden, self._lora_b).view(result.shape)

@@ -1,4 +1,4 @@
-"""Trial servers under Ray: packs that are struck in the middle end as they would have, and a process serves many trials.
+"""Trial servers under Ray: a pack that is struck ends as it would have, and a process serves many trials.
 
 pytest tests/sweeps/execution/test_servers.py     two sweeps of four trials on Ray, two minutes
 """
@@ -89,10 +89,7 @@ def test_a_pack_whose_server_is_killed_or_told_to_end_ends_in_the_same_bits(runs
         assert losses[0] == losses[1]
         assert len(losses[0]) == 8
         scores = [
-            [
-                (scored.step, scored.face_similarity, scored.prompt_alignment, scored.pack)
-                for scored in record.checkpoints
-            ]
+            [(point.step, point.face_similarity, point.prompt_alignment, point.pack) for point in record.checkpoints]
             for record in (struck[trial], undisturbed[trial])
         ]
         assert scores[0] == scores[1]
