@@ -35,9 +35,7 @@ class Comparison:
         return [reference / other for reference, other in zip(self.reference, self.other, strict=True)]
 
 
-def alternate(
-    reference: Work, other: Work, rounds: int, clock: Callable[[], float] = time.process_time
-) -> Comparison:
+def alternate(reference: Work, other: Work, rounds: int, clock: Callable[[], float] = time.process_time) -> Comparison:
     """Time both by turns, after a turn of each that does not count."""
 
     def seconds_each(work: Work) -> float:
