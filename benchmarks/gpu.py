@@ -1,6 +1,6 @@
 """Trial-steps a second on one GPU: LoRA trainings packed, one alone, and K processes that share the card.
 
-    python benchmarks/gpu.py              a GPU of 80 GB or more, some ten minutes; no Ray, no download
+    python benchmarks/gpu.py              a GPU of 80 GB or more, 5 GB of host memory a process; no Ray, no download
     python benchmarks/gpu.py --smoke      the same code on a CPU with a small model, for nobody's figures
 
 A UNet of Stable Diffusion 1.5's shapes and random weights, latents of 512 px pictures drawn at random, bf16 as training
@@ -185,7 +185,9 @@ def measure_processes(setting: Setting, count: int) -> tuple[list[float], float]
     """Seconds a trial-step of so many processes together, round by round, and what they take of the card."""
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(count), spawn.SimpleQueue()
-    multiprocessing.start_processes(share_card, (setting, barrier, answers), nprocs=count, start_method="spawn")
+    multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+        share_card, (setting, barrier, answers), nprocs=count, start_method="spawn"
+    )
     turns, memory = answers.get()
     return [seconds / (count * setting.steps) for seconds in turns], memory
 

@@ -1,6 +1,6 @@
 """Memory of K LoRA trainings: packed in one process, and each in a process of its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py        a minute and a half; Linux
+    OMP_NUM_THREADS=1 python benchmarks/memory.py        two minutes; Linux
 
 Each process is a new one. It loads the demo's family, takes its steps and then waits, so that all are there at once
 when they are looked at, though they trained one after the other. Of each, and summed over processes:

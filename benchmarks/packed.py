@@ -1,6 +1,6 @@
 """CPU time of a LoRA training's step: alone, and in a pack of K.
 
-    OMP_NUM_THREADS=1 python benchmarks/packed.py        two minutes
+    OMP_NUM_THREADS=1 python benchmarks/packed.py        some three minutes
 
 Alone is what `training.train` does in a step: peft's layers, torch's AdamW, random numbers, loss, backward, clipping.
 Packed is `training.pack.take_pack_step`. Neither writes down what it did. Both are timed in one process by turns of
@@ -35,7 +35,7 @@ from training.dataset import Dataset
 from training.step import start_run
 
 RANKS = (4, 4, 8, 8, 4, 8, 4, 8)
-SETTINGS = ((1, 1), (4, 1), (8, 1), (4, 4))
+SETTINGS = ("1x1", "4x1", "8x1", "4x4")
 """K and batch."""
 BASES = {"demo": demo_dataset, "small": small_dataset}
 HEADER = ("base", "batch", "K", "alone, ms a trial-step", "packed, ms a trial-step", "times less: median (range)")
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="KxBATCH")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--trial-steps", type=int, default=16, help="of a turn")
     options = parser.parse_args(arguments)
@@ -54,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for base in options.bases:
             dataset = BASES[base](Path(folder))
             rows += [
-                [base, *measured(dataset, trainings, batch_size, options.rounds, options.trial_steps)]
-                for trainings, batch_size in SETTINGS
+                [base, *measured(dataset, setting, options.rounds, options.trial_steps)] for setting in options.settings
             ]
     print(table(HEADER, rows))
 
 
-def measured(dataset: Dataset, trainings: int, batch_size: int, rounds: int, trial_steps: int) -> list[str]:
+def measured(dataset: Dataset, setting: str, rounds: int, trial_steps: int) -> list[str]:
     """The rest of a row."""
+    trainings, batch_size = map(int, setting.split("x"))
     alone = [start_run(config, dataset, CPU) for config in loras((4, 8), batch_size)]
     pack = packed(loras(RANKS[:trainings], batch_size), dataset, CPU)
     comparison = alternate(

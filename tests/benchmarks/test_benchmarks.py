@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from io import StringIO
+from pathlib import Path
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
+from threading import Barrier
+
 import pytest
+import torch
 
 from benchmarks import gpu, memory, packed
 from benchmarks.alternating import Comparison, alternate
+from benchmarks.trainings import demo_dataset
 
 
 def rows_of(printed: str) -> list[list[str]]:
@@ -31,20 +40,47 @@ def test_turns_alternate_and_a_ratio_is_of_two_adjacent_ones() -> None:
 
 def test_packed(capsys: pytest.CaptureFixture[str]) -> None:
     """A row for each size of pack and batch."""
-    packed.main(["--bases", "small", "--rounds", "1", "--trial-steps", "1"])
+    packed.main(["--bases", "small", "--settings", "1x1", "2x2", "--rounds", "1", "--trial-steps", "1"])
     _, _, *rows = rows_of(capsys.readouterr().out)
-    assert len(rows) == len(packed.SETTINGS)
+    assert [(int(batch), int(trainings)) for _, batch, trainings, *_ in rows] == [(1, 1), (2, 2)]
 
 
-def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    """Trainings alone, trainings packed, and the one as a part of the other."""
-    memory.main(["--trainings", "1", "--steps", "1"])
-    _, _, *rows = rows_of(capsys.readouterr().out)
-    assert len(rows) == 3
+def test_what_a_process_of_the_memory_benchmark_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Private memory before the training, and the peak, which is no less."""
+    demo_dataset(tmp_path)
+    monkeypatch.setattr("sys.stdin", StringIO())
+    memory.main(["--train", "1", "2", "--dataset", str(tmp_path), "--steps", "1"])
+    before, peak = map(float, capsys.readouterr().out.split())
+    assert 0 < before <= peak
+
+
+def test_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are all there are added up; here they train nothing."""
+    waits = f"print({2**22}, {2**23}, flush=True); input()"
+    monkeypatch.setattr(memory, "demo_dataset", lambda _: None)
+    monkeypatch.setattr(
+        memory,
+        "_start",
+        lambda *_: Popen([sys.executable, "-c", waits], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True),
+    )
+    memory.main(["--trainings", "2"])
+    _, _, alone, together, parts = rows_of(capsys.readouterr().out)
+    assert [cells[2].strip() for cells in (alone, together, parts)] == ["16", "8", "0.50"]
 
 
 def test_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    """Alone, two packs and one process beside it, on the CPU."""
-    gpu.main(["--smoke", "--packs", "1", "3", "--processes", "1"])
+    """Alone and packed, on the CPU."""
+    gpu.main(["--smoke", "--packs", "3", "--processes"])
     _, _, *rows = rows_of(capsys.readouterr().out)
-    assert [(row[0].strip(), int(row[1])) for row in rows] == [("alone", 1), ("packed", 1), ("packed", 3), ("processes", 1)]
+    assert [(row[0].strip(), int(row[1])) for row in rows] == [("alone", 1), ("packed", 3)]
+
+
+def test_a_process_that_shares_the_card_tells_of_its_turns(tiny_base: str) -> None:
+    """A time for each round."""
+    setting = gpu.Setting(torch.device("cpu"), Path(tiny_base), side=8, rounds=2, steps=1, peak_tflops=1.0)
+    answers: SimpleQueue = SimpleQueue()
+    gpu.share_card(0, setting, Barrier(1), answers)
+    turns, _ = answers.get()
+    assert len(turns) == 2
