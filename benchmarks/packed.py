@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/packed.py        some three minutes
 
 Alone is what `training.train` does in a step: peft's layers, torch's AdamW, random numbers, loss, backward, clipping.
-Packed is `training.pack.take_pack_step`, whose AdamW is fused. Neither writes down what it did. Both are timed in one process by turns of
-equally many trial-steps on one thread, by `time.process_time`; a ratio is of two adjacent turns, and the table has the
-median of the rounds' ratios with the least and the greatest. Trainings alone take turns at ranks 4 and 8; a pack has
-the first K of 4, 4, 8, 8, 4, 8, 4, 8.
+Packed is `training.pack.take_pack_step`, whose AdamW is fused. Neither writes down what it did. Both are timed in one
+process by turns of equally many trial-steps on one thread, by `time.process_time`; a ratio is of two adjacent turns,
+and the table has the median of the rounds' ratios with the least and the greatest. Trainings alone take turns at ranks
+4 and 8; a pack has the first K of 4, 4, 8, 8, 4, 8, 4, 8.
 
 Two base models: the demo's family, and one so small that calls cost more than arithmetic (`benchmarks/trainings.py`).
 """
