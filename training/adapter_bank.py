@@ -124,7 +124,7 @@ class PackedLoraLinear(nn.Module):
         hidden = torch.bmm(dropped.reshape(len(self._lora_a), -1, x.shape[-1]), self._lora_a)
         if self._scales is not None:
             hidden = hidden * self._scales
-        return torch.baddbmm(result.view(len(rows), -1, result.shape[-1]), hidden, self._lora_b).view(result.shape)
+        return torch.baddbmm(result.view(len(hidden), -1, result.shape[-1]), hidden, self._lora_b).view(result.shape)
 
 
 def _rank_of(lora: Mapping[str, Tensor]) -> int:
