@@ -118,8 +118,9 @@ class PackedLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[K * rows, ..., in] to [K * rows, ..., out]; the first rows are the first adapter's."""
         dropped = x if self._dropout is None else self._dropout(x.float())  # peft drops in float32
-        if torch.is_autocast_enabled(x.device.type):  # once, for base layer and adapters
-            x, dropped = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, dropped))
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # cast once for all products
+            x, dropped = x.to(torch.get_autocast_dtype(kind)), dropped.to(torch.get_autocast_dtype(kind))
         result: Tensor = self.base_layer(x)
         hidden = torch.bmm(dropped.reshape(len(self._lora_a), -1, x.shape[-1]), self._lora_a)
         if self._scales is not None:
