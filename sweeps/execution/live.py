@@ -158,8 +158,12 @@ class Board:
             return None
         num_unknown = max(0, self.num_planned - len(self._standings))
         steps_left = self._steps_left + num_unknown * self._steps_planned / len(self._standings)
-        at_work = {self._standings[trial].record.pack or trial for trial in self.running if trial in self._standings}
+        at_work = {self._pack_of(trial) or trial for trial in self.running}
         return steps_left * self._seconds_spent / self._steps_done / max(1, len(at_work))
+
+    def _pack_of(self, trial: str) -> tuple[str, ...]:
+        standing = self._standings.get(trial)
+        return () if standing is None else standing.record.pack
 
     def best_first(self) -> list[TrialRecord]:
         """Scored trials by their best checkpoints, in the order of the run's leaderboard, then the others by name."""
