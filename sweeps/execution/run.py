@@ -217,7 +217,7 @@ def _run_trials(
     if have_ended(known, num_trials):
         return
     display = Display(board, console, leaderboard_file(config.name))
-    machines = Machines(alive_machines)
+    machines = Machines(asked_once_a_second(alive_machines))
     servers = TrialServers(
         resources,
         at_once=asked_once_a_second(

@@ -136,7 +136,8 @@ def test_a_trial_whose_last_machine_goes_is_served_anew(
             run_sweep(config, tmp_path)
     (record,) = RunFolder(tmp_path / config.name).trials()
     assert (record.status, record.num_restarts) == ("finished" if comes_back else "running", 0)
-    assert served == [record.trial] * (2 if comes_back else 1)
+    assert set(served) == {record.trial}
+    assert (len(served) > 1) == comes_back, "asked again until there is a place for it"
 
 
 def worker_lines(trial: str) -> list[str]:
