@@ -123,7 +123,7 @@ class LedgerKeeper(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             node_id = node_at(address, record)
             reason = "its worker was lost" if cause is None or is_lost else failure_text(cause)
         keep_traceback(self._folder, record.trial, address, reason if error is None else str(error))
-        if self._machines.failed(record.trial, node_id, reason, is_unfit=is_unfit):
+        if self._machines.failed(record.trial, node_id, reason, pack=record.pack, is_unfit=is_unfit):
             why = "" if is_unfit else f"{TRIALS_TO_SET_ASIDE} trials in a row failed there, the last one with: "
             self._display.say(f"machine {address} is set aside: {why}{reason}")
         if self._machines.is_worth_another_try(record.trial):

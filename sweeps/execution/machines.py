@@ -22,7 +22,7 @@ T = TypeVar("T")
 MAX_FAILURES = 4
 """Failures of a trial without a scoring point between them, after which this run gives it up; the next tries again."""
 TRIALS_TO_SET_ASIDE = 3
-"""Different trials that fail on a machine in a row, after which it gets no more."""
+"""Different trials that fail on a machine in a row, after which it gets no more; a pack that is lost counts as one."""
 
 
 class NoMachineLeft(RuntimeError):  # noqa: N818 -- it says what happened
@@ -123,8 +123,8 @@ class Machines:
     alive: Callable[[], Mapping[str, str]]
     set_aside: dict[str, str] = field(default_factory=dict)
     """Name -> why it gets no more trials."""
-    _failed_in_a_row: dict[str, set[str]] = field(default_factory=dict)
-    """Name -> trials that failed there since something last succeeded."""
+    _failed_in_a_row: dict[str, set[str | tuple[str, ...]]] = field(default_factory=dict)
+    """Name -> trials and packs that failed there since something last succeeded."""
     _failures: dict[str, int] = field(default_factory=dict)
     """Trial -> failures since its last scoring point."""
     _failed_on: dict[str, set[str]] = field(default_factory=dict)
@@ -136,13 +136,16 @@ class Machines:
         self._failed_on.pop(trial, None)
         self._failed_in_a_row.pop(node_id or "", None)
 
-    def failed(self, trial: str, node_id: str | None, reason: str, *, is_unfit: bool = False) -> bool:
+    def failed(
+        self, trial: str, node_id: str | None, reason: str, *, pack: tuple[str, ...] = (), is_unfit: bool = False
+    ) -> bool:
         """The trial failed there by no fault of its own; is the machine set aside for it?
 
         Args:
             trial: our name of it.
             node_id: Ray's name of the machine; None where it is not known.
             reason: what it failed with.
+            pack: the trials that it trains with, which may all fail of one cause.
             is_unfit: whether the machine lacks what every trial needs, so that none need be lost on finding out.
         """
         self._failures[trial] = self._failures.get(trial, 0) + 1
@@ -150,7 +153,7 @@ class Machines:
             return False
         self._failed_on.setdefault(trial, set()).add(node_id)
         in_a_row = self._failed_in_a_row.setdefault(node_id, set())
-        in_a_row.add(trial)
+        in_a_row.add(pack or trial)
         if len(in_a_row) < TRIALS_TO_SET_ASIDE and not is_unfit:
             return False
         self.set_aside[node_id] = reason

@@ -103,7 +103,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         if place is None:
             return []
         together = [record, *self._company(record, min(place.seats, room) - 1)]
-        if len(together) > 1 and not record.pack:
+        if record.pack:
+            together.sort(key=lambda each: record.pack.index(each.trial))
+        elif len(together) > 1:
             pack = tuple(each.trial for each in together)
             together = [each.model_copy(update={"pack": pack}) for each in together]
             for each in together:  # before they begin, so that whoever goes on has them together again
@@ -115,12 +117,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
     def _company(self, record: TrialRecord, seats: int) -> list[TrialRecord]:
         """Up to so many more trials that train with one: those of its pack, or with a trial that is new other new ones.
 
-        Of a pack that was cut off all that have not ended go on together, in their old order.
+        Of a pack that was cut off all that have not ended go on together.
         """
         if record.pack:
             mates = [each for each in self._unfinished if each.pack == record.pack]
             self._unfinished = [each for each in self._unfinished if each.pack != record.pack]
-            mates.sort(key=lambda each: record.pack.index(each.trial))
             return mates
         company: list[TrialRecord] = []
         if record.started is not None or seats <= 0:

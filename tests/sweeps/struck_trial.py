@@ -31,7 +31,17 @@ class StruckWorker(TrialWorker):
         if strike["how"] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if strike["how"] == "preempted":
-            os.kill(int(pid_file(self.folder.dir, self.trial).read_text()), signal.SIGTERM)
+            trial = int(pid_file(self.folder.dir, self.trial).read_text())
+            if not self._share.is_whole:
+                os.kill(trial, signal.SIGTERM)
+                return
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            os.kill(trial, signal.SIGTERM)
+            signal.sigwait(
+                {signal.SIGTERM}
+            )  # the trial's process has passed it on; a trial waiting for Ray takes a second
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            signal.raise_signal(signal.SIGTERM)
 
 
 class StruckTrial(SweepTrial):
@@ -42,7 +52,9 @@ class StruckTrial(SweepTrial):
     def setup(self, config: dict[str, Any]) -> None:
         """The trial's own."""
         super().setup(config)
-        pid_file(self._folder.dir, self._record.trial).write_text(str(os.getpid()))
+        file = pid_file(self._folder.dir, self._record.trial)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(os.getpid()))
 
 
 def strike(run_dir: Path, trial: str, step: int, *, rank: int, how: str) -> None:
