@@ -143,7 +143,7 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(
             case.address = made.address
             join("first")
             join("second")
-            driver = case.start(f"storage={storage}", "search.max_concurrent_trials=3")
+            driver = case.start(f"storage={storage}", "search.max_concurrent_trials=3", "resources.pack_size=1")
             case.wait_for(lambda log: len({entry["node"] for entry in entries(log, "step")}) == 2, driver)
             outage = Outage(NUM_FAILING)
             with s3.under(outage):
