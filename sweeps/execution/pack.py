@@ -142,7 +142,8 @@ class PackOfTrials:
 
     def _scored(self, reached: Mapping[str, Reached]) -> dict[str, ScoredCheckpoint | Exception]:
         checkpoints = {trial: outcome for trial, outcome in reached.items() if isinstance(outcome, Checkpoint)}
-        first = self._workers[self._members[0]]
+        members = tuple(self._members)
+        first = self._workers[members[0]]
         with telling_of_gpu_memory():
             failed = make_packed_pictures(first.task.scoring, first.folder, checkpoints, first.device)
         outcomes: dict[str, ScoredCheckpoint | Exception] = {}
@@ -151,7 +152,8 @@ class PackOfTrials:
                 outcomes[trial] = failed[trial]
             elif isinstance(outcome, Checkpoint):
                 scored = self._workers[trial].score(outcome)
-                outcomes[trial] = scored.model_copy(update={"pack": tuple(self._members)})
+                assert self._training is not None, "it has reached this checkpoint"
+                outcomes[trial] = scored.model_copy(update={"pack": self._training.together.get(trial, members)})
             else:
                 outcomes[trial] = outcome
         return outcomes
@@ -208,6 +210,8 @@ class _Training:
     def __init__(self, workers: Sequence[TrialWorker], largest: int, should_stop: Callable[[], bool]) -> None:
         for worker in workers:
             worker.begin()
+        self.together: dict[str, tuple[str, ...]] = {}
+        """Trial -> those of the passes that led to its newest checkpoint, in the order of their rows."""
         self._left: dict[str, list[Checkpoint]] = {}
         self._passes: list[PackTraining] = []
         together = min(worker.newest_step() for worker in workers)
@@ -243,6 +247,7 @@ class _Training:
             names = training.names
             if not names:
                 continue
+            self.together.update(dict.fromkeys(names, tuple(names)))
             try:
                 with telling_of_gpu_memory():
                     reached.update(training.advance())

@@ -44,7 +44,7 @@ class TrialServer:
 
     def __init__(self) -> None:
         self._unit: Any = None
-        self._is_busy = self._must_stop = False
+        self._is_busy = self._must_stop = self._is_broken = False
         signal.signal(signal.SIGTERM, self._heed)
 
     def address(self) -> tuple[int, str, str]:
@@ -52,8 +52,11 @@ class TrialServer:
 
         Raises:
             Preempted: the machine goes; nothing more is begun here.
+            RuntimeError: an error of the GPU has spoilt this process.
         """
         self._refuse_if_going()
+        if self._is_broken:
+            raise RuntimeError("an error of the GPU has spoilt this process")
         here = this_machine()
         return os.getpid(), str(here["machine"]), str(here["node_id"])
 
@@ -78,6 +81,10 @@ class TrialServer:
         try:
             answer: ScoredCheckpoint | None = self._unit.next_of(trial)
             return answer
+        except Exception as error:
+            # CUDA's context is of no use afterwards: whoever looks for a free server finds none here.
+            self._is_broken |= type(error).__name__ == "AcceleratorError"
+            raise
         finally:
             self._is_busy = False
 

@@ -89,6 +89,8 @@ class TrialServers:
             if trial in server.trials:
                 server.trials.discard(trial)
                 server.handle.leave.remote(trial)
+        if self._elsewhere:  # one of them may wait for what a server holds that nobody may ask for any more
+            self._end_idle(lambda _: True)
 
     def close(self) -> None:
         """End all."""
@@ -111,9 +113,10 @@ class TrialServers:
                 self._end(server)  # it may wait for a machine that this trial must not have
             elif self._is_up(server) and server.address is not None and server.address.node_id not in avoided:
                 return server
+        self._end_idle(lambda server: server.resources != resources)  # what it holds may be what this one waits for
         num_coming = sum(server.address is None and server.resources == resources for server in self._servers)
         if not num_coming and not self._num_free():
-            self._end_idle(lambda _: True)  # of other resources, or where this trial must not be
+            self._end_idle(lambda _: True)  # where this trial must not be
         for _ in range(min(self._num_free(), num_wanted - num_coming)):
             self._start(resources, avoided)
         return None
