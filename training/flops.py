@@ -25,6 +25,8 @@ from training.methods import TEXT_ENCODER_TARGETS, UNET_TARGETS
 from training.passes import Pass
 
 META = torch.device("meta")
+CONTROL_CHANNELS = (16, 32, 96, 256)
+"""Of a ControlNet's way from the control picture to the latents, which halves it between two: diffusers' own."""
 
 
 def flops_of(passes: Iterable[Pass], base_model: str) -> dict[Pass, int] | None:
@@ -96,7 +98,11 @@ def _forward(asked: Pass, configs: Configs) -> Callable[[], Tensor]:
             return lambda: vae.decode(latents).sample
         unet = UNet2DConditionModel.from_config(_arguments(configs.unet))
         if asked.part == "controlnet":
-            controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+            halvings = factor.bit_length() - 1  # of the control picture, to the size of the latents
+            channels = (*CONTROL_CHANNELS, *CONTROL_CHANNELS[-1:] * halvings)[: halvings + 1]
+            controlnet = ControlNetModel.from_unet(
+                unet, conditioning_embedding_out_channels=channels, load_weights_from_unet=False
+            )
             return lambda: controlnet(latents, timesteps, conditioning, pixels).mid_block_res_sample
         _prepare(unet, asked, UNET_TARGETS)
         if asked.gradient_checkpointing:

@@ -82,3 +82,19 @@ def test_a_base_model_that_is_not_here_has_no_cost(base_model: str) -> None:
 def test_nothing_to_measure_needs_no_base_model() -> None:
     """What was measured by an earlier run is not asked again, wherever the model is now."""
     assert flops_of([], "/nowhere/model") == {}
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+def test_a_controlnet_is_counted_for_latents_of_any_size(tiny_base: str, levels: int) -> None:
+    """Its control picture is as large as the picture, which a VAE of so many levels makes so many times smaller."""
+    configs = configs_of(tiny_base)
+    assert configs is not None
+    vae = configs.vae.model_copy(
+        update={
+            "block_out_channels": (8,) * levels,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+        }
+    )
+    asked = Pass("controlnet", 64, 64)
+    assert measure([asked], dataclasses.replace(configs, vae=vae))[asked] > 0
