@@ -143,9 +143,7 @@ class PackOfTrials:
     def _scored(self, reached: Mapping[str, Reached]) -> dict[str, ScoredCheckpoint | Exception]:
         checkpoints = {trial: outcome for trial, outcome in reached.items() if isinstance(outcome, Checkpoint)}
         members = tuple(self._members)
-        first = self._workers[members[0]]
-        with telling_of_gpu_memory():
-            failed = make_packed_pictures(first.task.scoring, first.folder, checkpoints, first.device)
+        failed = self._make_pictures(checkpoints)
         outcomes: dict[str, ScoredCheckpoint | Exception] = {}
         for trial, outcome in reached.items():
             if trial in failed:
@@ -157,6 +155,19 @@ class PackOfTrials:
             else:
                 outcomes[trial] = outcome
         return outcomes
+
+    def _make_pictures(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Exception]:
+        """Pictures of all, in fewer passes where memory runs out; why a trial has none."""
+        first = self._workers[self._members[0]]
+        try:
+            with telling_of_gpu_memory():
+                return dict(make_packed_pictures(first.task.scoring, first.folder, checkpoints, first.device))
+        except OutOfGpuMemory as error:
+            if len(checkpoints) == 1:
+                return dict.fromkeys(checkpoints, error)
+        named = list(checkpoints.items())
+        half = len(named) // 2
+        return self._make_pictures(dict(named[:half])) | self._make_pictures(dict(named[half:]))
 
 
 class LoneTrial:
@@ -199,7 +210,8 @@ class LoneTrial:
 class _Training:
     """The training of a pack from where its trials are, in as many passes as memory asks for.
 
-    They have been together from their start, so they go on together: from the newest checkpoint that all of them have.
+    They have been together from their start, so they go on together, from the newest checkpoint that all of them have;
+    where one was left behind, each from its own.
 
     Args:
         workers: the trials', in the order of the rows.
@@ -214,7 +226,10 @@ class _Training:
         """Trial -> those of the passes that led to its newest checkpoint, in the order of their rows."""
         self._left: dict[str, list[Checkpoint]] = {}
         self._passes: list[PackTraining] = []
-        together = min(worker.newest_step() for worker in workers)
+        newest = [worker.newest_step() for worker in workers]
+        # Nobody is trained past a point before all have been scored there: who is that far behind was not with them.
+        is_one_behind = any(worker.next_point < max(newest) for worker in workers)
+        together = None if is_one_behind else min(newest)
         by_trial = {worker.trial: worker for worker in workers}
         for group in [workers[start : start + largest] for start in range(0, len(workers), largest)]:
             training = PackTraining(

@@ -121,6 +121,15 @@ class TrialWorker:
         if self.on_step is not None:
             self.on_step(step, loss)
 
+    @property
+    def next_point(self) -> int:
+        """The step at which the trial is next to be scored."""
+        return self._due()[0]
+
+    def _due(self) -> list[int]:
+        points = scoring_points(self.hyperparameters, self.task.scoring.evaluation.at_steps)
+        return [step for step in points if step > self._reached]
+
     def newest_step(self) -> int:
         """Of the checkpoint that training could go on from; 0 where it begins."""
         latest = latest_checkpoint(self.trial_dir, self.task.scoring.base_model)
@@ -140,8 +149,7 @@ class TrialWorker:
             the checkpoint from which training goes on.
         """
         base_model = self.task.scoring.base_model
-        points = scoring_points(self.hyperparameters, self.task.scoring.evaluation.at_steps)
-        due = [step for step in points if step > self._reached]
+        due = self._due()
         heeded = [step for step in due if up_to is None or step <= up_to]
         left = list(whole_checkpoints(self.trial_dir, heeded, base_model))
         due = due[len(left) :]

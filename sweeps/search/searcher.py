@@ -19,7 +19,7 @@ from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import ListSearch, Search, lesson
 from sweeps.search.places import Anywhere, Places
-from training.config import pack_together
+from training.config import MethodConfig, pack_together
 
 
 def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
@@ -123,21 +123,22 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
             mates = [each for each in self._unfinished if each.pack == record.pack]
             self._unfinished = [each for each in self._unfinished if each.pack != record.pack]
             return mates
-        company: list[TrialRecord] = []
         if record.started is not None or seats <= 0:
-            return company
-        passed_over: list[TrialRecord] = []
+            return []
         config = record.method_config
-        while len(company) < seats and (other := self._next_trial()) is not None:
-            is_new = other.started is None and not other.pack
-            if is_new and pack_together(config, other.method_config):
-                company.append(other)
-            else:
-                passed_over.append(other)
-                if not self._unfinished:  # it was a new one: the search is not asked for more than is needed
-                    break
-        self._unfinished = passed_over + self._unfinished
+        company = [each for each in self._unfinished if self._is_company(each, config)][:seats]
+        self._unfinished = [each for each in self._unfinished if each not in company]
+        while len(company) < seats and (other := self._new_trial()) is not None:
+            if not self._is_company(other, config):
+                self._unfinished.append(other)
+                break  # the search is asked for no more than has a place
+            company.append(other)
         return company
+
+    @staticmethod
+    def _is_company(record: TrialRecord, config: MethodConfig) -> bool:
+        """Is it new, and may it train with one of this config?"""
+        return record.started is None and not record.pack and pack_together(config, record.method_config)
 
     def _next_trial(self) -> TrialRecord | None:
         for place, record in enumerate(self._unfinished):

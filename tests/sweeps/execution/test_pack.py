@@ -251,3 +251,50 @@ def test_where_memory_runs_out_fewer_train_in_a_pass(
     for name in NAMES:
         for ours, theirs in zip(table.scored[name], undisturbed.scored[name], strict=True):
             assert ours.face_similarity == pytest.approx(theirs.face_similarity, abs=0.01)
+
+
+def test_where_memory_runs_out_fewer_are_pictured_in_a_pass(
+    undisturbed: Table, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to one; whose pictures alone do not fit is told so, and the others have theirs."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10, 10))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+    tried: list[list[str]] = []
+    make = sweeps.execution.pack.make_packed_pictures
+
+    def in_small_memory(scoring: Any, run_folder: Any, checkpoints: Mapping[str, Any], device: str) -> dict[str, Any]:
+        tried.append(list(checkpoints))
+        if len(checkpoints) > 1 or NAMES[2] in checkpoints:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(scoring, run_folder, checkpoints, device)
+
+    monkeypatch.setattr(sweeps.execution.pack, "make_packed_pictures", in_small_memory)
+    table = Table(folder)
+    answers = table.play()
+    assert tried[:5] == [NAMES, NAMES[:1], NAMES[1:], [NAMES[1]], [NAMES[2]]]
+    assert [type(answer) for _, answer in answers[:3]] == [ScoredCheckpoint, ScoredCheckpoint, OutOfGpuMemory]
+    for name in NAMES[:2]:
+        for ours, theirs in zip(table.scored[name], undisturbed.scored[name], strict=True):
+            assert ours.face_similarity == pytest.approx(theirs.face_similarity, abs=0.01)
+
+
+def test_one_that_has_fallen_behind_does_not_send_the_others_back(folder: RunFolder) -> None:
+    """Its own process had died, and the pack had gone on: what the others have to go on from is newer."""
+    table = Table(folder)
+    answered = []
+    while len(answered) < 2:
+        answered += [name for name in NAMES[:2] if table.ask(name) is not None]
+        table.ask(NAMES[2])
+    table.pack.leave(NAMES[2])
+    shutil.rmtree(folder.trial_dir(NAMES[2]))
+    folder.trial_dir(NAMES[2]).mkdir()
+    while not all((folder.trial_dir(name) / "checkpoint-4").is_dir() for name in NAMES[:2]):
+        for name in NAMES[:2]:
+            table.pack.next_of(name)
+    again = Table(folder, {**table.scored, NAMES[2]: []})
+    taken: list[tuple[str, int]] = []
+    for name, worker in again.pack._workers.items():
+        worker.on_step = lambda step, _loss, name=name: taken.append((name, step))  # type: ignore[method-assign]
+    again.play()
+    assert taken == [(NAMES[2], step) for step in (1, 2, 3, 4)]
+    assert [[scored.step for scored in again.scored[name]] for name in NAMES] == [[2, 4]] * 3
