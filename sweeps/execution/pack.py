@@ -16,8 +16,9 @@ from sweeps.execution.worker import TrialWorker, telling_of_gpu_memory
 from sweeps.ledger.records import ScoredCheckpoint
 from training.checkpoint import Checkpoint
 from training.config import LoraConfig
-from training.dataset import load_dataset
+from training.dataset import Dataset, load_dataset
 from training.pack_training import PackTraining
+from training.packing import passes_of, training_cost
 from training.train import TrainingStopped
 
 Reached = Checkpoint | Exception
@@ -231,9 +232,10 @@ class _Training:
         is_one_behind = any(worker.next_point < max(newest) for worker in workers)
         together = None if is_one_behind else min(newest)
         by_trial = {worker.trial: worker for worker in workers}
-        for group in [workers[start : start + largest] for start in range(0, len(workers), largest)]:
+        dataset = load_dataset(workers[0].folder.dataset_dir, workers[0].task.scoring.base_model)
+        for group in _passes(workers, dataset, largest):
             training = PackTraining(
-                load_dataset(group[0].folder.dataset_dir, group[0].task.scoring.base_model),
+                dataset,
                 group[0].device,
                 on_step=lambda trial, step, loss: by_trial[trial].took_step(step, loss),
                 should_stop=should_stop,
@@ -242,8 +244,7 @@ class _Training:
                 left, due, resume_from = worker.to_do(up_to=together)
                 self._left[worker.trial] = left
                 if due:
-                    assert isinstance(worker.hyperparameters, LoraConfig), "only LoRAs are packed"
-                    training.admit(worker.trial, worker.hyperparameters, due, resume_from, out_dir=worker.trial_dir)
+                    training.admit(worker.trial, _lora(worker), due, resume_from, out_dir=worker.trial_dir)
             self._passes.append(training)
 
     def next(self) -> dict[str, Reached]:
@@ -283,3 +284,15 @@ class _Training:
         """Let go of all."""
         for training in self._passes:
             training.close()
+
+
+def _passes(workers: Sequence[TrialWorker], dataset: Dataset, largest: int) -> list[list[TrialWorker]]:
+    """The trials of each pass, in the order of their rows."""
+    ranks = [_lora(worker).rank for worker in workers]
+    cost = training_cost(_lora(workers[0]), dataset) if len(set(ranks)) > 1 else lambda _rank: 1.0
+    return [[workers[place] for place in places] for places in passes_of(ranks, cost, largest)]
+
+
+def _lora(worker: TrialWorker) -> LoraConfig:
+    assert isinstance(worker.hyperparameters, LoraConfig), "only LoRAs are packed"
+    return worker.hyperparameters
