@@ -45,6 +45,7 @@ def new_run(run_dir: Path, sampler: str, num_trials: int, at_once: int, num_poin
         "search.max_concurrent_trials": at_once,
         "resources.cpus_per_trial": CPUS_PER_TRIAL,
         "resources.gpus_per_trial": 0,
+        "resources.pack_size": 1,  # a pack trains for real
     }
     config = load_sweep(folder.sweep_file, [f"{key}={value}" for key, value in settings.items()])
     folder.write_sweep(resolved_yaml(config))
