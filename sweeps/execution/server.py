@@ -81,8 +81,8 @@ class TrialServer:
         try:
             answer: ScoredCheckpoint | None = self._unit.next_of(trial)
             return answer
-        except Exception as error:
-            # CUDA's context is of no use afterwards: whoever looks for a free server finds none here.
+        except Exception as error:  # whatever it is: it is looked at and goes on its way
+            # After an error of CUDA its context is of no use: whoever looks for a free server finds none here.
             self._is_broken |= type(error).__name__ == "AcceleratorError"
             raise
         finally:

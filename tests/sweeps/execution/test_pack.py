@@ -58,7 +58,7 @@ class Table:
         """A trial asks once."""
         try:
             answer = self.pack.next_of(name)
-        except Exception as error:
+        except Exception as error:  # what it is told instead of a score
             return error
         if answer is not None:
             self.scored[name].append(answer)
