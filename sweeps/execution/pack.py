@@ -172,26 +172,28 @@ class PackOfTrials:
 
 
 class LoneTrial:
-    """A unit of work that is one trial, with the methods of a pack."""
+    """A unit of work that is one trial, with the methods of a pack; a trial before it may be late with its own."""
 
     def __init__(self) -> None:
+        self._trial: str | None = None
         self._worker: TrialWorker | None = None
         self.is_empty = False
 
-    def join(self, _trial: str, worker: TrialWorker) -> None:
+    def join(self, trial: str, worker: TrialWorker) -> None:
         """It is there, or there again."""
-        self._worker = worker
+        self._trial, self._worker = trial, worker
 
-    def part(self, _trial: str) -> None:
+    def part(self, trial: str) -> None:
         """It lets go of its worker."""
-        if self._worker is not None:
+        if trial == self._trial and self._worker is not None:
             self._worker.close()
             self._worker = None
 
     def leave(self, trial: str) -> None:
         """It has ended."""
-        self.part(trial)
-        self.is_empty = True
+        if trial == self._trial:
+            self.part(trial)
+            self.is_empty = True
 
     def next_of(self, _trial: str) -> ScoredCheckpoint:
         """Its next scored checkpoint.

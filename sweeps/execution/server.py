@@ -3,7 +3,7 @@
 It keeps what is dear to have: the imports, the base model's frozen modules, the judges, prompts' embeddings. A trial is
 a light process of its own, which has a name on the dashboard, writes the ledger and asks its server for scored
 checkpoints (`Seat`). The server's methods run one at a time, on its main thread: a trial that cannot have its answer
-yet is told so at once, and asks again (docs/design/015-packs.md).
+yet is told so at once, and asks again (docs/design/016-packs.md).
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ class TrialServer:
             self._is_busy = False
 
     def part(self, trial: str) -> None:
-        """As of `PackOfTrials`."""
-        self._unit.part(trial)
+        """As of `PackOfTrials`; a trial that has left may be late with it."""
+        if self._unit is not None:
+            self._unit.part(trial)
 
     def leave(self, trial: str) -> None:
         """As of `PackOfTrials`; a trial that never took its place may leave, too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import sweeps.execution.pack
 from sweeps.execution.ends import OutOfGpuMemory, Preempted
-from sweeps.execution.pack import PackOfTrials
+from sweeps.execution.pack import LoneTrial, PackOfTrials
 from sweeps.execution.task import WorkerRecipe
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
@@ -298,3 +299,16 @@ def test_one_that_has_fallen_behind_does_not_send_the_others_back(folder: RunFol
     again.play()
     assert taken == [(NAMES[2], step) for step in (1, 2, 3, 4)]
     assert [[scored.step for scored in again.scored[name]] for name in NAMES] == [[2, 4]] * 3
+
+
+def test_a_trial_that_is_late_takes_nothing_from_the_next_one() -> None:
+    """Its process lets go when the server has another trial already."""
+    closed: list[str] = []
+    worker = SimpleNamespace(close=lambda: closed.append("worker"), score_next=lambda: "scored")
+    lone = LoneTrial()
+    lone.join("next", worker)  # type: ignore[arg-type]
+    lone.part("late")
+    lone.leave("late")
+    assert (lone.next_of("next"), lone.is_empty, closed) == ("scored", False, [])
+    lone.leave("next")
+    assert (lone.is_empty, closed) == (True, ["worker"])
