@@ -14,10 +14,11 @@ from training.errors import UserError
 from training.files import whole_file, write_json
 from training.finite_pictures import run_pipeline
 from training.pictures import read_picture
+from training.share import ALONE, Share
 from training.stable_diffusion import base_model_fingerprint, base_pipeline
 
 _NUM_STEPS = 25  # of DPM-Solver++: as good as 50 steps of the base model's own scheduler at half the price
-_BATCH_SIZE = 4
+BATCH_SIZE = 4
 
 
 def make_class_images(
@@ -28,24 +29,34 @@ def make_class_images(
     *,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    share: Share = ALONE,
 ) -> list[Path]:
     """Files of the first `num_images` class pictures, after drawing those that are missing.
 
     Picture i starts from the noise of seed i, so which call drew it makes no difference. Pictures of another prompt
     or base model are thrown away.
 
+    Args:
+        folder: of the pictures.
+        base_model: who draws.
+        class_prompt: what is drawn.
+        num_images: how many there are to be.
+        device: where to compute.
+        progress: called with (there, wanted) pictures.
+        share: of the batches, where several processes draw; `keep_only_pictures_of` comes before all of them.
+
     Raises:
         NonFinitePictureError: a picture has overflowed; what was drawn before it is kept.
     """
-    _keep_only_pictures_of(folder, _origin(base_model, class_prompt))
+    keep_only_pictures_of(folder, base_model, class_prompt)
     files = _files(folder, num_images)
-    missing = [number for number, file in enumerate(files) if not _is_whole(file)]
+    missing = [number for number, file in enumerate(files) if _is_in(share, number) and not _is_whole(file)]
     if missing:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         pipeline = base_pipeline(base_model, device, dtype, share_frozen=True)
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        for start in range(0, len(missing), _BATCH_SIZE):
-            numbers = missing[start : start + _BATCH_SIZE]
+        for start in range(0, len(missing), BATCH_SIZE):
+            numbers = missing[start : start + BATCH_SIZE]
             images = run_pipeline(
                 pipeline,
                 place=f"class picture {numbers[0]}",
@@ -61,11 +72,14 @@ def make_class_images(
     return files
 
 
-def num_missing(folder: Path, base_model: str, class_prompt: str, num_images: int) -> int:
-    """How many of the first `num_images` class pictures are not there; whether the others can be read is not asked."""
-    if not _is_of(folder, _origin(base_model, class_prompt)):
-        return num_images
-    return sum(not file.is_file() for file in _files(folder, num_images))
+def _is_in(share: Share, number: int) -> bool:
+    """Is it of the batches that this process draws? They are the same for any number of processes."""
+    return number // BATCH_SIZE % share.world_size == share.rank
+
+
+def num_missing(folder: Path, num_images: int, share: Share = ALONE) -> int:
+    """How many of the first `num_images` class pictures `make_class_images` would draw, damaged ones not counted."""
+    return sum(_is_in(share, number) and not file.is_file() for number, file in enumerate(_files(folder, num_images)))
 
 
 def _files(folder: Path, num_images: int) -> list[Path]:
@@ -92,7 +106,9 @@ def _is_of(folder: Path, origin: dict[str, str]) -> bool:
         return False
 
 
-def _keep_only_pictures_of(folder: Path, origin: dict[str, str]) -> None:
+def keep_only_pictures_of(folder: Path, base_model: str, class_prompt: str) -> None:
+    """Throw away class pictures of another prompt or base model."""
+    origin = _origin(base_model, class_prompt)
     if _is_of(folder, origin):
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -28,14 +28,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from training.canonical import canonical_json
-from training.class_images import make_class_images, num_missing
+from training.class_images import keep_only_pictures_of, make_class_images, num_missing
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json, write_whole
 from training.names import name_text
 from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
+from training.share import ALONE, Share
 from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
+
+CLASS_IMAGES = "class_images"
+"""Folder of the pictures of the class prompt."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def encode_dataset(
     if class_images:
         class_prompt = _need_class_prompt(record)
         files = make_class_images(
-            out_dir / "class_images", base_model, class_prompt, class_images, device=device, progress=progress
+            out_dir / CLASS_IMAGES, base_model, class_prompt, class_images, device=device, progress=progress
         )
         key = _key("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
         if _latents_key(out_dir / "class_latents.safetensors") != key:
@@ -182,12 +186,36 @@ def encode_dataset(
             _save_latents(out_dir / "class_latents.safetensors", named, key, base_model)
 
 
-def num_class_images_missing(out_dir: str | Path, base_model: str, class_images: int) -> int:
-    """How many class pictures `encode_dataset` will have to draw, damaged ones not counted."""
-    if not class_images:
-        return 0
+def begin_class_images(out_dir: str | Path, base_model: str) -> None:
+    """Throw away class pictures that are of another base model or class prompt.
+
+    Raises:
+        UserError: the subject has no class prompt.
+    """
+    out_dir = Path(out_dir)
+    keep_only_pictures_of(out_dir / CLASS_IMAGES, base_model, _need_class_prompt(_need_record(out_dir)))
+
+
+def num_class_images_missing(out_dir: str | Path, class_images: int, share: Share = ALONE) -> int:
+    """How many class pictures `draw_class_images` will have to draw, damaged ones not counted."""
+    return num_missing(Path(out_dir) / CLASS_IMAGES, class_images, share)
+
+
+def draw_class_images(
+    out_dir: str | Path, base_model: str, class_images: int, *, device: torch.device | str | None, share: Share
+) -> None:
+    """Make a process's share of the class pictures that are missing, so that `encode_dataset` finds them.
+
+    Args:
+        out_dir: where `begin_class_images` was called.
+        base_model: who draws.
+        class_images: how many there are to be.
+        device: default: the GPU where there is one.
+        share: of the batches.
+    """
     class_prompt = _need_class_prompt(_need_record(Path(out_dir)))
-    return num_missing(Path(out_dir) / "class_images", base_model, class_prompt, class_images)
+    folder = Path(out_dir) / CLASS_IMAGES
+    make_class_images(folder, base_model, class_prompt, class_images, device=choose_device(device), share=share)
 
 
 def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:

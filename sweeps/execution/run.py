@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import ray
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.text import Text
 
@@ -32,13 +32,22 @@ from sweeps.execution.cluster import (
 from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
 from sweeps.execution.gauges import Gauges, sweep_id
+from sweeps.execution.jobs import do_jobs
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.servers import TrialServers
 from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject, render_where_trials_run
+from sweeps.execution.stages import (
+    Preparation,
+    check_models_and_encode_photos,
+    draw_share_of_class_images,
+    finish_preparation,
+    prepare_subject,
+    render_where_trials_run,
+    shares_of_class_images,
+)
 from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
@@ -146,20 +155,40 @@ def _write_sweep(config: SweepConfig, folder: RunFolder) -> None:
 def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, console: Console | None) -> None:
     with ray_session(address, console, folder.dir), ending_on_signals(folder):
         resources = check_cluster(config.resources, config.methods)
-        for_stages = stage_resources(resources.values())
         check_shared(folder, config.storage, local_models(config))
         if not folder.sweep_file.exists():
             _write_sweep(config, folder)
         sweep = sweep_id(folder)
         _say(console, f"in Ray's metrics it is sweep={sweep}")
-        with Gauges(sweep) as gauges:
-            _prepare(config, folder, for_stages, console)
+        machines = Machines(asked_once_a_second(alive_machines))
+        servers = TrialServers(
+            resources,
+            at_once=asked_once_a_second(
+                lambda: trials_at_once(
+                    config.resources.autoscaling,
+                    resources.values(),
+                    config.search.max_concurrent_trials,
+                    num_planned(config),
+                )
+            ),
+            to_avoid=machines.to_avoid,
+            pack_size=config.resources.pack_size,
+        )
+        for_jobs = stage_resources(resources.values())
+        with Gauges(sweep) as gauges, closing(servers):
+            _prepare(config, folder, servers, for_jobs, console)
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
-            _run_trials(config, folder, resources, console, gauges)
-            _render_best(config, folder, for_stages, console)
+            _run_trials(config, folder, resources, machines, servers, console, gauges)
+            _render_best(config, folder, servers, for_jobs, console)
 
 
-def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+def _prepare(
+    config: SweepConfig,
+    folder: RunFolder,
+    servers: TrialServers,
+    resources: TrialResources,
+    console: Console | None,
+) -> None:
     """Once a sweep: photos here, everything that needs the base model where trials run."""
     _say(console, "preparing the photos")
     for remark in prepare_subject(config.subject, config.evaluation.face, folder):
@@ -168,29 +197,31 @@ def _prepare(config: SweepConfig, folder: RunFolder, resources: TrialResources, 
     asked = replace(
         Preparation.of(config, folder, resources.device, resources.cpus), render=send_controls(config.render, folder)
     )
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(prepare_run)
-    try:
-        for stage in task.remote(asked):
-            _say(console, ray.get(stage))
-    except RayTaskError as error:
-        raise error.cause from None if isinstance(error.cause, UserError) else error
+    draws = [partial(draw_share_of_class_images, asked, share) for share in shares_of_class_images(asked, servers.room)]
+    for jobs in ([partial(check_models_and_encode_photos, asked)], draws, [partial(finish_preparation, asked)]):
+        for said in do_jobs(jobs, servers, resources):
+            _say(console, said)
     folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
 
 
-def _render_best(config: SweepConfig, folder: RunFolder, resources: TrialResources, console: Console | None) -> None:
+def _render_best(
+    config: SweepConfig,
+    folder: RunFolder,
+    servers: TrialServers,
+    resources: TrialResources,
+    console: Console | None,
+) -> None:
     """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""
     job = due_renders(config, folder)
     if job is None:
         return
-    _say(console, "rendering the best trials")
     job = replace(job, render=send_controls(job.render, folder) or job.render)
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=1)(
-        render_where_trials_run
-    )
+    rendering = partial(render_where_trials_run, job, str(folder.dir), config.storage)
     try:
-        ray.get(task.remote(job, str(folder.dir), config.storage))
+        for said in do_jobs([rendering], servers, resources):
+            _say(console, said)
         folder.pull(folder.renders_dir)
-    except RayError as error:
+    except (RayError, UserError) as error:
         reason = failure_text(getattr(error, "cause", None) or error)
         _say(console, f"no renders: {reason}; repeat them with: dreamsweep render {folder.dir}")
 
@@ -204,6 +235,8 @@ def _run_trials(
     config: SweepConfig,
     folder: RunFolder,
     resources: Mapping[str, TrialResources],
+    machines: Machines,
+    servers: TrialServers,
     console: Console | None,
     gauges: Gauges,
 ) -> None:
@@ -217,17 +250,6 @@ def _run_trials(
     if have_ended(known, num_trials):
         return
     display = Display(board, console, leaderboard_file(config.name))
-    machines = Machines(asked_once_a_second(alive_machines))
-    servers = TrialServers(
-        resources,
-        at_once=asked_once_a_second(
-            lambda: trials_at_once(
-                config.resources.autoscaling, resources.values(), config.search.max_concurrent_trials, num_trials
-            )
-        ),
-        to_avoid=machines.to_avoid,
-        pack_size=config.resources.pack_size,
-    )
     searcher = LedgerSearcher(
         config,
         folder,
@@ -244,7 +266,7 @@ def _run_trials(
     # The searcher says how many run; without this, Tune would let workers start up one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials)
     keep_credentials_here()
-    with display.shown(), out_of_tune(), closing(servers):
+    with display.shown(), out_of_tune():
         tune.run(
             SweepTrial,
             name="tune",

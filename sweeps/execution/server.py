@@ -1,5 +1,7 @@
 """A trial server: one long-lived process a GPU or CPU slot, which computes for one trial or pack after another.
 
+It also does what is done once a sweep, before and after its trials (`jobs.py`).
+
 It keeps what is dear to have: the imports, the base model's frozen modules, the judges, prompts' embeddings. A trial is
 a light process of its own, which has a name on the dashboard, writes the ledger and asks its server for scored
 checkpoints (`Seat`). The server's methods run one at a time, on its main thread: a trial that cannot have its answer
@@ -11,6 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +48,7 @@ class TrialServer:
 
     def __init__(self) -> None:
         self._unit: Any = None
-        self._is_busy = self._must_stop = self._is_broken = False
+        self._is_busy = self._does_a_job = self._must_stop = self._is_broken = False
         signal.signal(signal.SIGTERM, self._heed)
 
     def address(self) -> tuple[int, str, str]:
@@ -79,14 +83,26 @@ class TrialServer:
         self._refuse_if_going()
         self._is_busy = True
         try:
-            answer: ScoredCheckpoint | None = self._unit.next_of(trial)
-            return answer
-        except Exception as error:  # whatever it is: it is looked at and goes on its way
-            # After an error of CUDA its context is of no use: whoever looks for a free server finds none here.
-            self._is_broken |= type(error).__name__ == "AcceleratorError"
-            raise
+            with self._noticing_a_spoilt_process():
+                answer: ScoredCheckpoint | None = self._unit.next_of(trial)
+                return answer
         finally:
             self._is_busy = False
+
+    def do(self, job: Callable[[], Iterator[str]]) -> Iterator[str]:
+        """Work that is no trial's.
+
+        Raises:
+            Preempted: the machine goes.
+            Exception: whatever the job raises.
+        """
+        self._refuse_if_going()
+        self._does_a_job = True
+        try:
+            with self._noticing_a_spoilt_process():
+                yield from job()
+        finally:
+            self._does_a_job = False
 
     def part(self, trial: str) -> None:
         """As of `PackOfTrials`; a trial that has left may be late with it."""
@@ -100,8 +116,19 @@ class TrialServer:
 
     def _heed(self, *_: object) -> None:
         self._must_stop = True
+        if self._does_a_job:
+            self._refuse_if_going()
         if self._is_busy:
             self._unit.stop()
+
+    @contextmanager
+    def _noticing_a_spoilt_process(self) -> Iterator[None]:
+        """After an error of CUDA its context is of no use: whoever looks for a free server finds none here."""
+        try:
+            yield
+        except Exception as error:  # whatever it is: it is looked at and goes on its way
+            self._is_broken |= type(error).__name__ == "AcceleratorError"
+            raise
 
     def _refuse_if_going(self) -> None:
         if self._must_stop:

@@ -37,7 +37,7 @@ class _Server:
     address: ServerAddress | None = None
     """None until it is up."""
     trials: set[str] = field(default_factory=set)
-    """Those that it computes for."""
+    """Those that it computes for; or the name of what it does that is no trial."""
 
 
 class TrialServers:
@@ -61,6 +61,11 @@ class TrialServers:
         self._servers: list[_Server] = []
         self._elsewhere: set[str] = set()
         """Trials that several workers of their own compute."""
+
+    @property
+    def room(self) -> int:
+        """Servers that there may be at one time."""
+        return self._at_once()
 
     def have_room(self) -> bool:
         """As `Places`."""
@@ -91,6 +96,29 @@ class TrialServers:
                 server.handle.leave.remote(trial)
         if self._elsewhere:  # one of them may wait for what a server holds that nobody may ask for any more
             self._end_idle(lambda _: True)
+
+    def lend(self, name: str, resources: TrialResources, num_wanted: int) -> Any:
+        """Ray's handle of a server for a piece of work that is no trial, of so many that wait; None while it must.
+
+        Args:
+            name: of the work, which is no trial's.
+            resources: what it needs.
+            num_wanted: pieces of work that have no server yet.
+        """
+        server = self._free(resources, frozenset(self._to_avoid(name)), num_wanted)
+        if server is None:
+            return None
+        server.trials.add(name)
+        return server.handle
+
+    def take_back(self, name: str) -> None:
+        """The piece of work is done, or its server was lost."""
+        for server in self._servers:
+            server.trials.discard(name)
+
+    def coming(self) -> list[Any]:
+        """Ray's references, one a server that is on its way."""
+        return [server.says_where for server in self._servers if server.address is None]
 
     def close(self) -> None:
         """End all."""

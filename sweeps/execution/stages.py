@@ -27,11 +27,19 @@ from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
 from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
 from sweeps.renders import RenderJob, render_best
 from sweeps.space import MethodSpace, corners_of
+from training.class_images import BATCH_SIZE
 from training.config import METHODS, SubjectConfig
-from training.dataset import encode_dataset, num_class_images_missing, prepare_photos
+from training.dataset import (
+    begin_class_images,
+    draw_class_images,
+    encode_dataset,
+    num_class_images_missing,
+    prepare_photos,
+)
 from training.errors import UserError
 from training.layout import STATE_FILE
 from training.pictures import find_photos
+from training.share import ALONE, Share
 from training.stable_diffusion import base_model_fingerprint, load_base_model
 from training.tokenizer import reader_of_base_model, reader_of_pipeline
 from training.train import check_training
@@ -106,11 +114,15 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
         UserError: the base model, the CLIP model, a ControlNet or the precision cannot be had here, or a text is longer
             than what reads it.
     """
-    folder = open_run(asked.run_dir, asked.storage)
-    shared = (folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
-    folder.pull(*shared, folder.controls_dir)
-    check_seen(folder)
-    use_threads(asked.cpus)
+    yield from check_models_and_encode_photos(asked)
+    yield from draw_share_of_class_images(asked, ALONE)
+    yield from finish_preparation(asked)
+
+
+def check_models_and_encode_photos(asked: Preparation) -> Iterator[str]:
+    """The first part of `prepare_run`."""
+    folder = _open_run(asked)
+    folder.pull(folder.controls_dir)
     base_model, device, clip = asked.scoring.base_model, asked.device, asked.scoring.evaluation.clip
     folder.claim("device", device)  # pictures are made in half precision on a GPU
     yield "checking the models"
@@ -127,14 +139,47 @@ def prepare_run(asked: Preparation) -> Iterator[str]:
     yield "encoding the photos"
     encode_dataset(folder.dataset_dir, base_model, device=device)
     if asked.num_class_images:
-        if missing := num_class_images_missing(folder.dataset_dir, base_model, asked.num_class_images):
-            yield f"drawing {missing} class images"
-        encode_dataset(folder.dataset_dir, base_model, class_images=asked.num_class_images, device=device)
+        begin_class_images(folder.dataset_dir, base_model)
+    folder.push(folder.identity_file, folder.dataset_dir)
+
+
+def shares_of_class_images(asked: Preparation, room: int) -> list[Share]:
+    """Of so many processes, none without a batch of its own to draw."""
+    num_processes = min(room, -(-asked.num_class_images // BATCH_SIZE))
+    return [Share(rank, num_processes) for rank in range(num_processes)]
+
+
+def draw_share_of_class_images(asked: Preparation, share: Share) -> Iterator[str]:
+    """The second part of `prepare_run`, or one process's share of it."""
+    folder = _open_run(asked)
+    if missing := num_class_images_missing(folder.dataset_dir, asked.num_class_images, share):
+        yield f"drawing {missing} class images"
+        draw_class_images(
+            folder.dataset_dir, asked.scoring.base_model, asked.num_class_images, device=asked.device, share=share
+        )
+        folder.push(folder.dataset_dir)
+
+
+def finish_preparation(asked: Preparation) -> Iterator[str]:
+    """The last part of `prepare_run`, when all class images are there; one that is damaged is drawn again."""
+    folder = _open_run(asked)
+    encode_dataset(
+        folder.dataset_dir, asked.scoring.base_model, class_images=asked.num_class_images, device=asked.device
+    )
     base = folder.base()
     if base is None or not base.is_over:
         yield "scoring the base model"
-        score_base(asked.scoring, folder, device)
-    folder.push(*shared)
+        score_base(asked.scoring, folder, asked.device)
+    folder.push(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+
+
+def _open_run(asked: Preparation) -> RunFolder:
+    """The run folder as this machine has it, with what is there already."""
+    folder = open_run(asked.run_dir, asked.storage)
+    folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+    check_seen(folder)
+    use_threads(asked.cpus)
+    return folder
 
 
 def check_trainable(methods: Mapping[str, MethodSpace], device: str) -> None:
@@ -151,12 +196,16 @@ def check_trainable(methods: Mapping[str, MethodSpace], device: str) -> None:
                     raise UserError(f"methods.{method}.{error}") from None
 
 
-def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -> None:
+def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -> Iterator[str]:
     """Render a run's best trials on a machine that may not have its files yet.
+
+    Yields:
+        What is being done, for the user.
 
     Raises:
         UserError: from `render_best`.
     """
+    yield "rendering the best trials"
     folder = open_run(run_dir, storage)
     check_same_models(folder, job.base_model)
     folder.pull(folder.controls_dir)
