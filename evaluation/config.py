@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from training.canonical import added_in
 from training.paths import ConfigPath, NameOrPath, resolve
@@ -43,6 +43,15 @@ class ClipConfig(_Section):
     """A tag of that model or a path to its weights; not given for a `local-dir:` model, which has its own."""
 
 
+class ScreeningConfig(_Section):
+    """Scoring in two tiers: every checkpoint by a few pictures, and only those that could still win by all of them."""
+
+    images_per_prompt: int = Field(ge=1)
+    """The first so many of each prompt: those that a full score has, too."""
+    keep: float = Field(default=0.25, gt=0, lt=1)
+    """The part of all checkpoints, best first by the champion's rule, that is scored in full when trials have ended."""
+
+
 class EvaluationConfig(_Section):
     """The pictures every checkpoint makes and how they are scored; the same for all trials of a sweep."""
 
@@ -63,8 +72,39 @@ class EvaluationConfig(_Section):
     height: int | None = Field(default=None, ge=8, multiple_of=8)
     batch_size: int = Field(default=4, ge=1)
     """Pictures made at once: memory, not results."""
+    screening: ScreeningConfig | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
+    """Default: every checkpoint is scored by all pictures."""
     face: FaceConfig = FaceConfig()
     clip: ClipConfig = ClipConfig()
+
+    @model_validator(mode="after")
+    def _screening_is_by_fewer(self) -> Self:
+        if self.screening is not None and self.screening.images_per_prompt >= self.images_per_prompt:
+            raise ValueError(
+                f"screening.images_per_prompt: must be less than images_per_prompt ({self.images_per_prompt}), got "
+                f"{self.screening.images_per_prompt}"
+            )
+        return self
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of a full score."""
+        return len(self.prompts) * self.images_per_prompt
+
+    @property
+    def first_look(self) -> EvaluationConfig:
+        """The pictures that every checkpoint is scored by; all of them where nothing is screened."""
+        if self.screening is None:
+            return self
+        return self.model_copy(update={"images_per_prompt": self.screening.images_per_prompt, "screening": None})
+
+    def beyond(self, images_per_prompt: int) -> EvaluationConfig:
+        """The pictures that are still to be drawn where so many of each prompt are there: fewer than all."""
+        missing = {
+            "seed": self.seed + images_per_prompt,
+            "images_per_prompt": self.images_per_prompt - images_per_prompt,
+        }
+        return self.model_copy(update={**missing, "screening": None})
 
 
 class RenderConfig(_Section):

@@ -17,7 +17,7 @@ from PIL import Image
 from evaluation.face import Face, FaceEncoder, face_similarity
 from evaluation.rare_token import RARE_WORD, without_rare_token
 from evaluation.references import References, embed_references
-from evaluation.scores import ImageScore, Score
+from evaluation.scores import ImageScore, Score, mean_face_similarity, mean_prompt_alignment, num_with_face
 from training.errors import UserError
 from training.names import name_text, shown
 from training.pictures import look_into, read_picture
@@ -94,13 +94,11 @@ def score_images(
         scores += _score_batch(batch, references, face_encoder, clip, rare_token)
     if not scores:
         raise UserError("pictures: need 1 or more to score, got 0")
-    similarities = [score.counted for score in scores]
-    alignments = [s.prompt_alignment for s in scores if s.prompt_alignment is not None]
     return Score(
-        face_similarity=sum(similarities) / len(scores),
-        prompt_alignment=sum(alignments) / len(alignments) if alignments else None,
+        face_similarity=mean_face_similarity(scores),
+        prompt_alignment=mean_prompt_alignment(scores),
         num_images=len(scores),
-        num_faces=sum(score.num_faces > 0 for score in scores),
+        num_faces=num_with_face(scores),
         face_encoder=face_encoder.name,
         clip=clip.name if clip else None,
         images=tuple(scores),

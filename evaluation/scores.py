@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -49,6 +50,22 @@ class ImageScore(_Record):
     def counted(self) -> float:
         """What the picture counts in a mean of face similarities, with or without a face."""
         return NO_FACE_SIMILARITY if self.face_similarity is None else self.face_similarity
+
+
+def mean_face_similarity(images: Sequence[ImageScore]) -> float:
+    """Of one picture or more, one without a face counting `NO_FACE_SIMILARITY`."""
+    return sum(image.counted for image in images) / len(images)
+
+
+def mean_prompt_alignment(images: Sequence[ImageScore]) -> float | None:
+    """Of the pictures that have one; None where none has."""
+    known = [image.prompt_alignment for image in images if image.prompt_alignment is not None]
+    return sum(known) / len(known) if known else None
+
+
+def num_with_face(images: Sequence[ImageScore]) -> int:
+    """Pictures in which a face was found."""
+    return sum(image.num_faces > 0 for image in images)
 
 
 class ReferencePhotos(_Record):

@@ -176,6 +176,7 @@ def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> P
 def _what_is_missing(results: Results) -> str | None:
     """What the sweep file asks for and the run did not come to have; None where all of it is there."""
     from sweeps.renders import due_renders
+    from sweeps.results.screening import due_full_scores
 
     lost = [trial for trial in results.trials if trial.fault == "machine" and trial.trial not in results.earlier]
     if lost:
@@ -185,6 +186,8 @@ def _what_is_missing(results: Results) -> str | None:
         )
     if not results.num_by_status.get("finished") and not results.num_by_status.get("stopped"):
         return "no trial finished; the reasons are in the table and in trials/*/trial.json"
+    if results.config is not None and (due := due_full_scores(results, results.config.evaluation)):
+        return f"{len(due)} checkpoints that could still win are not scored in full; the same command scores them"
     if results.config is not None and due_renders(results.config, results.folder) is not None:
         return f"the sweep asks for renders that are missing; repeat them with: dreamsweep render {results.run_dir}"
     return None

@@ -6,6 +6,7 @@ It needs neither Ray nor Optuna nor a GPU, and not torch either for as long as n
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.checks import check_clip, check_render
+from evaluation.config import EvaluationConfig
 from evaluation.face_encoders import check_face_encoder
 from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
@@ -82,12 +84,14 @@ class Plan:
         about = "" if self.is_exact else "about "
         stopping = ", fewer with early stopping" if config.search.early_stopping != "none" else ""
         methods = ", ".join(config.methods)
+        screened = " (the best in full)" if config.evaluation.screening else ""
+        pictures = f"{self.num_images:,} pictures (and base)"
         once = f", {self.num_class_images:,} class images once" if self.num_class_images else ""
         return [
             f"sweep     {config.name}: {methods}; {config.search.sampler} search, seed {config.search.seed}",
             f"trials    {len(self.trials)}",
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
-            f"scored    {about}{self.num_checkpoints:,} checkpoints, {self.num_images:,} pictures (and base){once}",
+            f"scored    {about}{self.num_checkpoints:,} checkpoints{screened}, {pictures}{once}",
             f"disk      about {bytes_text(self.disk_bytes)}",
             *prompt_lines(config),
             *(f"mind: {warning}" for warning in self.warnings),
@@ -131,8 +135,7 @@ def plan_of(config: SweepConfig) -> Plan:
     sizes = base_sizes(config.base_model)
     points = [scoring_points(trial, config.evaluation.at_steps) for trial in trials]
     num_checkpoints = sum(map(len, points))
-    images_each = len(config.evaluation.prompts) * config.evaluation.images_per_prompt
-    num_images = images_each * (num_checkpoints + 1)
+    num_images = _num_images(config.evaluation, num_checkpoints)
     num_class_images = class_images_needed(config)
     side = sizes.native_size
     pixels = (config.evaluation.width or side) * (config.evaluation.height or side)
@@ -154,6 +157,15 @@ def plan_of(config: SweepConfig) -> Plan:
             + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
         ),
     )
+
+
+def _num_images(evaluation: EvaluationConfig, num_checkpoints: int) -> int:
+    """Of all checkpoints and, in full, of the base model and of those that are kept after screening."""
+    screening, in_full = evaluation.screening, evaluation.num_images
+    if screening is None:
+        return in_full * (num_checkpoints + 1)
+    num_kept = min(num_checkpoints, max(1, math.ceil(screening.keep * num_checkpoints)))
+    return evaluation.first_look.num_images * (num_checkpoints - num_kept) + in_full * (num_kept + 1)
 
 
 def _drawn_at_random(config: SweepConfig) -> SweepConfig:

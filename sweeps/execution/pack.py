@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sweeps.execution.ends import OutOfGpuMemory, Preempted
-from sweeps.execution.scoring import make_packed_pictures
-from sweeps.execution.worker import TrialWorker, telling_of_gpu_memory
+from sweeps.execution.scoring import make_packed_pictures, telling_of_gpu_memory
+from sweeps.execution.worker import TrialWorker
 from sweeps.ledger.records import ScoredCheckpoint
 from training.checkpoint import Checkpoint
 from training.config import LoraConfig
@@ -142,33 +142,22 @@ class PackOfTrials:
             return {trial: reached[trial] for trial in self._members if trial in reached}
 
     def _scored(self, reached: Mapping[str, Reached]) -> dict[str, ScoredCheckpoint | Exception]:
-        checkpoints = {trial: outcome for trial, outcome in reached.items() if isinstance(outcome, Checkpoint)}
-        members = tuple(self._members)
-        failed = self._make_pictures(checkpoints)
+        first = self._workers[self._members[0]]
+        points = [(trial, outcome) for trial, outcome in reached.items() if isinstance(outcome, Checkpoint)]
+        failed = make_packed_pictures(first.task.scoring.first_look, first.folder, points, first.device)
         outcomes: dict[str, ScoredCheckpoint | Exception] = {}
         for trial, outcome in reached.items():
-            if trial in failed:
-                outcomes[trial] = failed[trial]
-            elif isinstance(outcome, Checkpoint):
-                scored = self._workers[trial].score(outcome)
-                assert self._training is not None, "it has reached this checkpoint"
-                outcomes[trial] = scored.model_copy(update={"pack": self._training.together.get(trial, members)})
-            else:
+            if not isinstance(outcome, Checkpoint):
                 outcomes[trial] = outcome
+            elif (trial, outcome) in failed:
+                outcomes[trial] = failed[trial, outcome]
+            else:
+                outcomes[trial] = self._workers[trial].score(outcome).model_copy(update={"pack": self._together(trial)})
         return outcomes
 
-    def _make_pictures(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Exception]:
-        """Pictures of all, in fewer passes where memory runs out; why a trial has none."""
-        first = self._workers[self._members[0]]
-        try:
-            with telling_of_gpu_memory():
-                return dict(make_packed_pictures(first.task.scoring, first.folder, checkpoints, first.device))
-        except OutOfGpuMemory as error:
-            if len(checkpoints) == 1:
-                return dict.fromkeys(checkpoints, error)
-        named = list(checkpoints.items())
-        half = len(named) // 2
-        return self._make_pictures(dict(named[:half])) | self._make_pictures(dict(named[half:]))
+    def _together(self, trial: str) -> tuple[str, ...]:
+        assert self._training is not None, "it has reached a checkpoint"
+        return self._training.together.get(trial, tuple(self._members))
 
 
 class LoneTrial:

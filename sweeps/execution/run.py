@@ -31,6 +31,7 @@ from sweeps.execution.cluster import (
 )
 from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
+from sweeps.execution.full_scores import FullScores, batches_of, score_in_full
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.jobs import do_jobs
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
@@ -49,7 +50,7 @@ from sweeps.execution.stages import (
     shares_of_class_images,
 )
 from sweeps.execution.stopping import make_scheduler
-from sweeps.execution.task import TrialTask
+from sweeps.execution.task import Scoring, TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
@@ -62,6 +63,7 @@ from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
 from sweeps.results.results import Results, read_results
 from sweeps.results.rule import ChampionRule
+from sweeps.results.screening import due_full_scores
 from sweeps.results.work import account_of, seconds_by_stage
 from sweeps.results.work_file import read_work, work_file, write_work
 from sweeps.search.listed import have_ended, is_complete, trials_asked_for
@@ -131,7 +133,12 @@ def _write_work(results: Results, base_model: str) -> Path:
 
 
 def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
-    return is_complete(config, folder) and _same_models(config, folder) and due_renders(config, folder) is None
+    return (
+        is_complete(config, folder)
+        and _same_models(config, folder)
+        and not due_full_scores(read_results(folder.dir), config.evaluation)
+        and due_renders(config, folder) is None
+    )
 
 
 def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
@@ -179,6 +186,7 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
             _prepare(config, folder, servers, for_jobs, console)
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
             _run_trials(config, folder, resources, machines, servers, console, gauges)
+            _score_best_in_full(config, folder, servers, for_jobs, console)
             _render_best(config, folder, servers, for_jobs, console)
 
 
@@ -202,6 +210,28 @@ def _prepare(
         for said in do_jobs(jobs, servers, resources):
             _say(console, said)
     folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+
+
+def _score_best_in_full(
+    config: SweepConfig,
+    folder: RunFolder,
+    servers: TrialServers,
+    resources: TrialResources,
+    console: Console | None,
+) -> None:
+    """Where checkpoints are screened, all pictures of those that could still win; a failure here loses nothing."""
+    asked = FullScores(str(folder.dir), config.storage, Scoring.of(config), resources)
+    while due := due_full_scores(read_results(folder.dir), config.evaluation):
+        _say(console, f"scoring the best {len(due)} checkpoints in full")
+        batches = batches_of(due, folder, servers.room, config.resources.pack_size)
+        try:
+            for said in do_jobs([partial(score_in_full, asked, batch) for batch in batches], servers, resources):
+                _say(console, said)
+        except RayError as error:
+            _say(console, f"not all are scored in full: {failure_text(getattr(error, 'cause', None) or error)}")
+            return
+        finally:
+            folder.pull(folder.trials_dir, ending="trial.json")
 
 
 def _render_best(

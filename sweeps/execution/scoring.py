@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,7 @@ from evaluation.generate import generate, generate_packed, generation_dtype, loa
 from evaluation.prompt import load_clip
 from evaluation.references import References
 from evaluation.score import score_images
+from sweeps.execution.ends import OutOfGpuMemory
 from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, TrialRecord
@@ -39,38 +41,71 @@ def make_pictures(
     save_images(generate(pipeline, evaluation, share), images_dir, evaluation, model=trial)
 
 
+Point = tuple[str, Checkpoint]
+"""A trial's checkpoint."""
+
+
 def make_packed_pictures(
-    scoring: Scoring, folder: RunFolder, checkpoints: Mapping[str, Checkpoint], device: str
-) -> dict[str, NonFinitePictureError]:
-    """Generate the pictures of several trials' LoRA checkpoints in one pass, as `make_pictures` does of each.
+    scoring: Scoring, folder: RunFolder, points: Sequence[Point], device: str
+) -> dict[Point, Exception]:
+    """Generate the pictures of several LoRA checkpoints in one pass, as `make_pictures` does of each.
+
+    Where memory runs out, in as many passes as it takes.
 
     Args:
         scoring: the sweep's.
         folder: the run's.
-        checkpoints: trial to checkpoint.
+        points: the checkpoints, which all train the text encoder or all do not.
         device: where to compute.
 
     Returns:
-        Why a trial has no pictures, for those that have none.
+        Why a checkpoint has no pictures, for those that have none.
     """
-    if not checkpoints:
+    if not points:
         return {}
+    try:
+        with telling_of_gpu_memory():
+            return dict(_made_in_one_pass(scoring, folder, points, device))
+    except OutOfGpuMemory as error:
+        if len(points) == 1:
+            return {points[0]: error}
+    half = len(points) // 2
+    return make_packed_pictures(scoring, folder, points[:half], device) | make_packed_pictures(
+        scoring, folder, points[half:], device
+    )
+
+
+def _made_in_one_pass(
+    scoring: Scoring, folder: RunFolder, points: Sequence[Point], device: str
+) -> dict[Point, NonFinitePictureError]:
     evaluation = scoring.evaluation
     pipeline = packed_pipeline(
-        list(checkpoints.values()),
+        [checkpoint for _, checkpoint in points],
         scoring.base_model,
         choose_device(device),
         generation_dtype(device),
         guided=evaluation.guidance_scale > 1,
     )
-    failed: dict[str, NonFinitePictureError] = {}
-    for pictures in generate_packed(pipeline, evaluation, len(checkpoints)):
-        for (trial, checkpoint), picture in zip(checkpoints.items(), pictures, strict=True):
+    failed: dict[Point, NonFinitePictureError] = {}
+    for pictures in generate_packed(pipeline, evaluation, len(points)):
+        for point, picture in zip(points, pictures, strict=True):
+            trial, checkpoint = point
             if isinstance(picture, NonFinitePictureError):
-                failed[trial] = picture
+                failed[point] = picture
             else:
                 save_images([picture], folder.images_dir(trial, checkpoint.step), evaluation, model=trial)
     return failed
+
+
+@contextmanager
+def telling_of_gpu_memory() -> Iterator[None]:
+    """Where memory runs out, say who has it: nobody can ask once the worker has gone."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        others = max(0, total - free - torch.cuda.memory_reserved())
+        raise OutOfGpuMemory(str(error), others, total) from error
 
 
 def score_pictures(

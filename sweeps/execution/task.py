@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evaluation.config import EvaluationConfig
@@ -31,6 +31,15 @@ class Scoring:
     def of(cls, config: SweepConfig) -> Scoring:
         """As the sweep file says."""
         return cls(config.base_model, config.evaluation, rare_token(config.subject))
+
+    @property
+    def first_look(self) -> Scoring:
+        """What a checkpoint is scored with when it has been trained."""
+        return replace(self, evaluation=self.evaluation.first_look)
+
+    def beyond(self, images_per_prompt: int) -> Scoring:
+        """What is still to be drawn of one that has so many pictures of each prompt."""
+        return replace(self, evaluation=self.evaluation.beyond(images_per_prompt))
 
 
 @dataclass(frozen=True)

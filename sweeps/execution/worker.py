@@ -7,14 +7,13 @@ device of its own. The run folder is theirs to fill; the ledger in it is the tri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from sweeps.execution.ends import OutOfGpuMemory, Preempted
+from sweeps.execution.ends import Preempted
 from sweeps.execution.same_models import check_same_models
-from sweeps.execution.scoring import make_pictures, score_pictures, use_threads
+from sweeps.execution.scoring import make_pictures, score_pictures, telling_of_gpu_memory, use_threads
 from sweeps.execution.task import TrialTask
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import ScoredCheckpoint
@@ -85,14 +84,17 @@ class TrialWorker:
     def make_pictures(self) -> None:
         """This worker's share of the pictures of the checkpoint that was reached."""
         with telling_of_gpu_memory():
-            make_pictures(self.task.scoring, self.folder, self.trial, self._checkpoint, self.device, self._share)
+            make_pictures(
+                self.task.scoring.first_look, self.folder, self.trial, self._checkpoint, self.device, self._share
+            )
 
     def score(self, checkpoint: Checkpoint | None = None) -> ScoredCheckpoint:
         """The scores of the pictures, once all have been made; of the checkpoint that was reached, or of this one."""
         with telling_of_gpu_memory():
-            return score_pictures(
-                self.task.scoring, self.folder, self.trial, checkpoint or self._checkpoint, self.device
+            scored = score_pictures(
+                self.task.scoring.first_look, self.folder, self.trial, checkpoint or self._checkpoint, self.device
             )
+        return scored.model_copy(update={"screened": self.task.scoring.evaluation.screening is not None})
 
     def stop(self) -> None:
         """End soon, as a signal's handler: training after the step that is being taken, anything else at once.
@@ -174,17 +176,6 @@ class TrialWorker:
                 should_stop=lambda: self._must_stop,
                 share=self._share,
             )
-
-
-@contextmanager
-def telling_of_gpu_memory() -> Iterator[None]:
-    """Where memory runs out, say who has it: nobody can ask once the worker has gone."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - torch.cuda.memory_reserved())
-        raise OutOfGpuMemory(str(error), others, total) from error
 
 
 def whole_checkpoints(trial_dir: Path, steps: Sequence[int], base_model: str) -> Iterator[Checkpoint]:

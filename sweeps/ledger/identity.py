@@ -22,8 +22,8 @@ from training.files import sha256_of
 from training.photos import read_caption
 from training.pictures import find_photos
 
-NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip", "prompts_without_token"})
-"""Change no picture and no score; the judges are known by their names, weights included."""
+NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip", "prompts_without_token", "screening"})
+"""Change no picture and no full score; the judges are known by their names, weights included."""
 
 
 def config_hash(config: MethodConfig) -> str:

@@ -52,6 +52,8 @@ class ScoredCheckpoint(BaseModel):
     """Names of the judges, with what their scores depend on."""
     image_scores: tuple[ImageScore, ...] = Field(default=(), repr=False)
     """One a picture."""
+    screened: bool = False
+    """Scored by the first pictures of each prompt alone (`evaluation.screening`)."""
     pack: tuple[str, ...] = ()
     """Trials that it was trained with since the scoring point before, itself among them, in the order of their rows:
     how sums were rounded depends on it. Empty where it was trained alone."""

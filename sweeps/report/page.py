@@ -22,6 +22,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from evaluation.config import ScreeningConfig
 from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
@@ -462,6 +463,13 @@ def photo_remarks(folder: RunFolder) -> list[str]:
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
+def _first_look(screening: ScreeningConfig) -> str:
+    return (
+        f"{screening.images_per_prompt} of each prompt for every checkpoint; the best {screening.keep:.0%} are then "
+        "scored by all"
+    )
+
+
 def settings(results: Results) -> list[tuple[str, str]]:
     """What the numbers rest on, by name. Folders of the machine are shown by their last part alone."""
     config = results.config
@@ -483,6 +491,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("prompts", "\n".join(evaluation.prompts)),
         ("negative prompt", evaluation.negative_prompt or "none"),
         ("pictures a checkpoint", f"{len(evaluation.prompts)} prompts x {evaluation.images_per_prompt}, seeds {seeds}"),
+        *([("first look", _first_look(evaluation.screening))] if evaluation.screening else []),
         (
             "sampler",
             f"{evaluation.scheduler}, {evaluation.num_inference_steps} steps, "

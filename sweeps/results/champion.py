@@ -60,16 +60,25 @@ def champion(rows: Iterable[Row], rule: ChampionRule) -> Champion:
     return Champion(
         row=winner,
         rule=rule.text,
-        reason=(
-            f"its face similarity of {winner.face_similarity:.3f} is the highest of the {len(able)} checkpoints (of "
-            f"{len(trained)}) whose prompt alignment is at least {rule.limit:.3f}, the base model's "
-            f"{base.prompt_alignment:.3f} minus {rule.margin:g}"
-        ),
+        reason=_reason(winner, able, trained, rule, base),
         runner_up=runner_up,
         versus_base=versus_base,
         versus_runner_up=compare_face_similarity(winner, runner_up, len(trained)) if runner_up else None,
         caveats=tuple(caveats),
         is_finding=not caveats and versus_base.verdict == "higher",
+    )
+
+
+def _reason(winner: Row, able: Sequence[Row], trained: Sequence[Row], rule: ChampionRule, base: Row) -> str:
+    compared = [row for row in able if row.screened == winner.screened]
+    in_full = sum(not row.screened for row in trained)
+    is_mixed = not winner.screened and in_full < len(trained)
+    of_how_many = f"{in_full} scored in full, {len(trained)} in all" if is_mixed else f"{len(trained)}"
+    first_look = "by a first look at a part of its pictures, " if winner.screened else ""
+    return (
+        f"{first_look}its face similarity of {winner.face_similarity:.3f} is the highest of the {len(compared)} "
+        f"checkpoints (of {of_how_many}) whose prompt alignment is at least {rule.limit:.3f}, the base model's "
+        f"{base.prompt_alignment:.3f} minus {rule.margin:g}"
     )
 
 

@@ -7,8 +7,8 @@ object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sweeps.config import ChampionConfig
@@ -24,19 +24,25 @@ ScoredT = TypeVar("ScoredT", bound=ScoredCheckpoint)
 class ChampionRule:
     """The highest face similarity among checkpoints that still follow their prompts.
 
-    Those that do not stand behind all that do, the nearest to following them first.
+    Those that do not stand behind all that do, the nearest to following them first. Of those that do, the ones that
+    were scored by a first look alone stand behind those that were scored in full.
     """
 
     margin: float
     """How far below the base model's prompt alignment a checkpoint may lie and still follow its prompts."""
     base_prompt_alignment: float | None = None
     """None before the base model has been scored: then nothing is known to disqualify a checkpoint."""
+    base_by_picture: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """The same, a picture: a first look is measured from the base model's score of the same pictures."""
 
     @classmethod
     def of(cls, config: ChampionConfig, base: ScoredCheckpoint | TrialRecord | None) -> ChampionRule:
         """The sweep file's rule, measured from the base model's score."""
         entry = base.checkpoints[0] if isinstance(base, TrialRecord) else base
-        return cls(config.prompt_alignment_margin, None if entry is None else entry.prompt_alignment)
+        if entry is None:
+            return cls(config.prompt_alignment_margin)
+        known = {each.key: each.prompt_alignment for each in entry.image_scores if each.prompt_alignment is not None}
+        return cls(config.prompt_alignment_margin, entry.prompt_alignment, known)
 
     @property
     def limit(self) -> float | None:
@@ -45,7 +51,12 @@ class ChampionRule:
 
     def slack(self, scores: ScoredCheckpoint) -> float:
         """How far `scores` lie below the limit; 0 or less where they qualify, as a search's constraint wants it."""
-        return 0.0 if self.limit is None else self.limit - TOLERANCE - scores.prompt_alignment
+        limit = self._limit_of_first_look(scores) if scores.screened else self.limit
+        return 0.0 if limit is None else limit - TOLERANCE - scores.prompt_alignment
+
+    def _limit_of_first_look(self, scores: ScoredCheckpoint) -> float | None:
+        same = [self.base_by_picture[image.key] for image in scores.image_scores if image.key in self.base_by_picture]
+        return sum(same) / len(same) - self.margin if same else self.limit
 
     def qualifies(self, scores: ScoredCheckpoint) -> bool:
         """Does the checkpoint still follow its prompts?"""
@@ -58,9 +69,10 @@ class ChampionRule:
         """
         return scores.face_similarity if self.qualifies(scores) else -1 - self.slack(scores)
 
-    def order(self, scores: ScoredCheckpoint) -> tuple[float, int]:
+    def order(self, scores: ScoredCheckpoint) -> tuple[int, float, int]:
         """Sort key, best first; of equals the one with fewer steps."""
-        return (-self.number(scores), scores.step)
+        standing = (1 if scores.screened else 0) if self.qualifies(scores) else 2
+        return (standing, -self.number(scores), scores.step)
 
     def best(self, series: Sequence[ScoredT]) -> ScoredT:
         """The best of a series, such as one trial's checkpoints.

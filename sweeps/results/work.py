@@ -169,18 +169,22 @@ def account_of_trial(trial: TrialRecord, steps: int, evaluation: EvaluationConfi
     """
     config = trial.method_config
     points = {checkpoint.step: checkpoint.num_images for checkpoint in trial.checkpoints}
-    ends_later = trial.status in ("running", "stopped")
-    pictures_each = len(evaluation.prompts) * evaluation.images_per_prompt
-    to_come = {
-        step: pictures_each for step in scoring_points(config, evaluation.at_steps) if step > max(points, default=0)
+    in_full = {
+        checkpoint.step: evaluation.num_images if checkpoint.screened else checkpoint.num_images
+        for checkpoint in trial.checkpoints
     }
-    all_points = points | to_come if ends_later else points
+    ends_later = trial.status in ("running", "stopped")
+    to_come = [
+        step for step in scoring_points(config, evaluation.at_steps) if ends_later and step > max(points, default=0)
+    ]
     all_steps = config.max_train_steps if ends_later else steps
+    all_points = points | dict.fromkeys(to_come, evaluation.first_look.num_images)
+    all_in_full = in_full | dict.fromkeys(to_come, evaluation.num_images)
     return Account(
         _together(config, steps, points, evaluation, prepared),
-        _separately(config, steps, points, evaluation, prepared),
+        _separately(config, steps, in_full, evaluation, prepared),
         _together(config, all_steps, all_points, evaluation, prepared),
-        _separately(config, all_steps, all_points, evaluation, prepared),
+        _separately(config, all_steps, all_in_full, evaluation, prepared),
     )
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import sweeps.execution.pack
+import sweeps.execution.scoring
 from sweeps.execution.ends import OutOfGpuMemory, Preempted
 from sweeps.execution.pack import LoneTrial, PackOfTrials
+from sweeps.execution.scoring import Point
 from sweeps.execution.task import WorkerRecipe
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import ScoredCheckpoint
 from tests.sweeps.execution.conftest import task_in
 from tests.training.test_train import assert_same, weights
-from training.checkpoint import latest_checkpoint
+from training.checkpoint import Checkpoint, latest_checkpoint
 from training.config import LoraConfig
 from training.finite_pictures import NonFinitePictureError
 from training.journal import NonFiniteLoss
@@ -200,9 +203,9 @@ def test_a_trial_that_runs_away_or_makes_no_picture_ends_alone(
             reached[NAMES[0]] = NonFiniteLoss("training ran away")
         return reached
 
-    def make_none(_scoring: object, _folder: object, checkpoints: Mapping[str, object], _device: str) -> dict[str, Any]:
-        failed = make(_scoring, _folder, checkpoints, _device)
-        return failed | ({NAMES[1]: NonFinitePictureError("not finite")} if NAMES[1] in checkpoints else {})
+    def make_none(_scoring: Any, _folder: Any, points: Sequence[Point], _device: str) -> dict[Point, Exception]:
+        failed = make(_scoring, _folder, points, _device)
+        return failed | {point: NonFinitePictureError("not finite") for point in points if point[0] == NAMES[1]}
 
     make = sweeps.execution.pack.make_packed_pictures
     monkeypatch.setattr(PackTraining, "advance", run_away)
@@ -261,15 +264,16 @@ def test_where_memory_runs_out_fewer_are_pictured_in_a_pass(
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10, 10))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
     tried: list[list[str]] = []
-    make = sweeps.execution.pack.make_packed_pictures
+    load = sweeps.execution.scoring.packed_pipeline
 
-    def in_small_memory(scoring: Any, run_folder: Any, checkpoints: Mapping[str, Any], device: str) -> dict[str, Any]:
-        tried.append(list(checkpoints))
-        if len(checkpoints) > 1 or NAMES[2] in checkpoints:
+    def in_small_memory(checkpoints: Sequence[Checkpoint], *args: Any, **options: Any) -> StableDiffusionPipeline:
+        names = [checkpoint.dir.parent.name for checkpoint in checkpoints]
+        tried.append(names)
+        if len(names) > 1 or NAMES[2] in names:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return make(scoring, run_folder, checkpoints, device)
+        return load(checkpoints, *args, **options)
 
-    monkeypatch.setattr(sweeps.execution.pack, "make_packed_pictures", in_small_memory)
+    monkeypatch.setattr(sweeps.execution.scoring, "packed_pipeline", in_small_memory)
     table = Table(folder)
     answers = table.play()
     assert tried[:5] == [NAMES, NAMES[:1], NAMES[1:], [NAMES[1]], [NAMES[2]]]

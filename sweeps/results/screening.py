@@ -1,0 +1,62 @@
+"""Scoring in two tiers: which checkpoints could still win, and are to be scored by all of their pictures.
+
+A first look scores every checkpoint by the first pictures of each prompt. They are part of a full score, drawn with the
+same noise and sampler, so nothing is drawn twice, and any run that was scored in full tells what a first look would
+have chosen (`benchmarks/screening.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from evaluation.config import EvaluationConfig
+from evaluation.scores import mean_face_similarity, mean_prompt_alignment, num_with_face
+from sweeps.results.leaderboard import Row, best_first
+from sweeps.results.results import Results
+from sweeps.results.rule import ChampionRule
+
+
+def due_full_scores(results: Results, evaluation: EvaluationConfig) -> list[Row]:
+    """The checkpoints that are to be scored in full next, best first by their first look; none when the sweep is done.
+
+    They are the best `keep` of all. Where none of them follows its prompts by a full score, it is as many more, until
+    one does or there are no others. Without screening it is whatever an earlier state of the sweep file left screened.
+
+    Args:
+        results: of the run.
+        evaluation: as the sweep file has it now.
+    """
+    failed = {record.trial for record in results.trials if record.status == "failed"}
+    rows = [row for row in results.present_rows if not row.is_base and not (row.screened and row.trial in failed)]
+    screening = evaluation.screening
+    if screening is None:
+        return [row for row in rows if row.screened]
+    ranked = by_first_look(rows, evaluation, results.rule)
+    num_kept = max(1, math.ceil(screening.keep * len(rows)))
+    for end in range(num_kept, len(rows) + num_kept, num_kept):
+        due = [row for row in ranked[:end] if row.screened]
+        if due or any(results.rule.qualifies(row) for row in ranked[:end]):
+            return due
+    return []
+
+
+def by_first_look(rows: list[Row], evaluation: EvaluationConfig, rule: ChampionRule) -> list[Row]:
+    """Checkpoints in the rule's order by their first pictures alone, however many they have by now."""
+    whole = {row.key: row for row in rows}
+    return [whole[row.key] for row in best_first((_at_first_look(row, evaluation) for row in rows), rule)]
+
+
+def _at_first_look(row: Row, evaluation: EvaluationConfig) -> Row:
+    beyond = evaluation.seed + evaluation.first_look.images_per_prompt
+    images = tuple(image for image in row.image_scores if image.seed is None or image.seed < beyond)
+    prompt_alignment = mean_prompt_alignment(images)
+    assert prompt_alignment is not None, "a sweep's pictures are scored by CLIP"
+    scores = {
+        "face_similarity": mean_face_similarity(images),
+        "prompt_alignment": prompt_alignment,
+        "num_images": len(images),
+        "num_faces": num_with_face(images),
+        "image_scores": images,
+        "screened": True,
+    }
+    return row.model_copy(update=scores)
