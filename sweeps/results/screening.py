@@ -8,6 +8,7 @@ have chosen (`benchmarks/screening.py`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from evaluation.config import EvaluationConfig
 from evaluation.scores import mean_face_similarity, mean_prompt_alignment, num_with_face
@@ -28,22 +29,28 @@ def due_full_scores(results: Results, evaluation: EvaluationConfig) -> list[Row]
     """
     failed = {record.trial for record in results.trials if record.status == "failed"}
     rows = [row for row in results.present_rows if not row.is_base and not (row.screened and row.trial in failed)]
-    screening = evaluation.screening
-    if screening is None:
+    if evaluation.screening is None:
         return [row for row in rows if row.screened]
-    ranked = by_first_look(rows, evaluation, results.rule)
-    num_kept = max(1, math.ceil(screening.keep * len(rows)))
-    for end in range(num_kept, len(rows) + num_kept, num_kept):
-        due = [row for row in ranked[:end] if row.screened]
-        if due or any(results.rule.qualifies(row) for row in ranked[:end]):
-            return due
-    return []
+    return [row for row in kept_by_first_look(rows, evaluation, results.rule) if row.screened]
 
 
-def by_first_look(rows: list[Row], evaluation: EvaluationConfig, rule: ChampionRule) -> list[Row]:
-    """Checkpoints in the rule's order by their first pictures alone, however many they have by now."""
+def kept_by_first_look(rows: Sequence[Row], evaluation: EvaluationConfig, rule: ChampionRule) -> list[Row]:
+    """The checkpoints that are scored in full, as far as full scores are known, best first by their first pictures.
+
+    Args:
+        rows: all checkpoints, however many pictures each has by now.
+        evaluation: with screening.
+        rule: by which they are ranked.
+    """
+    assert evaluation.screening is not None, "or all are scored in full"
     whole = {row.key: row for row in rows}
-    return [whole[row.key] for row in best_first((_at_first_look(row, evaluation) for row in rows), rule)]
+    ranked = [whole[row.key] for row in best_first((_at_first_look(row, evaluation) for row in rows), rule)]
+    num_kept = math.ceil(evaluation.screening.keep * len(rows))
+    for end in range(num_kept, len(rows), max(1, num_kept)):
+        kept = ranked[:end]
+        if any(row.screened or rule.qualifies(row) for row in kept):
+            return kept
+    return ranked
 
 
 def _at_first_look(row: Row, evaluation: EvaluationConfig) -> Row:

@@ -17,7 +17,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.results.champion import champion
 from sweeps.results.results import Results, read_results
 from sweeps.results.rule import ChampionRule
-from sweeps.results.screening import by_first_look, due_full_scores
+from sweeps.results.screening import due_full_scores, kept_by_first_look
 from tests.sweeps.fake_run import build_run
 
 NUM_TRIALS, KEEP = 6, 0.25
@@ -93,13 +93,11 @@ def test_the_best_part_by_the_first_look_is_scored_in_full(screened: Path, in_fu
     assert sum(not row.screened for row in after.rows) == len(due) + 1, "the base model has all pictures"
 
 
-def test_a_run_in_full_tells_what_a_first_look_would_have_chosen(screened: Path, in_full: Results) -> None:
-    ranked = by_first_look(
-        [row for row in in_full.rows if not row.is_base], evaluation_of(in_full, BY_ONE), in_full.rule
-    )
-    looked_at = [row for row in read_results(screened).rows if not row.is_base]
-    assert [row.key for row in ranked] == [row.key for row in looked_at]
-    assert all(len(row.image_scores) == 12 for row in ranked), "they come back as they are"
+def test_a_run_in_full_tells_what_a_first_look_would_have_kept(screened: Path, in_full: Results) -> None:
+    evaluation = evaluation_of(in_full, BY_ONE)
+    kept = kept_by_first_look([row for row in in_full.rows if not row.is_base], evaluation, in_full.rule)
+    assert [row.key for row in kept] == [row.key for row in due_full_scores(read_results(screened), evaluation)]
+    assert all(len(row.image_scores) == 12 for row in kept), "they come back as they are"
 
 
 def test_more_are_scored_where_none_follows_its_prompts(screened: Path, in_full: Results) -> None:
