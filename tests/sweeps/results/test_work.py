@@ -6,19 +6,21 @@ pytest -s tests/sweeps/results/test_work.py     half a minute; prints the table 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
 
+from evaluation.config import ScreeningConfig
 from sweeps.config import SweepConfig, parse_sweep, resolved_yaml
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import BASE_TRIAL, Status, TrialRecord
 from sweeps.report.page import render_report
 from sweeps.results.results import read_results
-from sweeps.results.work import Account, account_of
+from sweeps.results.work import CLASS_IMAGE_STEPS, UPSTREAM_CLASS_IMAGE_STEPS, Account, account_of
 from sweeps.results.work_file import CountedWork, WorkFile, read_work, work_file, write_work
 from sweeps.space import grid
 from tests.sweeps.fake_run import write_stats
@@ -65,9 +67,20 @@ def reference_grid() -> SweepConfig:
     )
 
 
-def put_trial(folder: RunFolder, config: MethodConfig, points: Sequence[int], status: Status = "finished") -> None:
-    """A trial that was scored at these points."""
-    checkpoints = tuple(entry(step).model_copy(update={"num_images": PICTURES}) for step in points)
+def put_trial(
+    folder: RunFolder,
+    config: MethodConfig,
+    points: Sequence[int],
+    status: Status = "finished",
+    screened: Collection[int] = (),
+) -> None:
+    """A trial that was scored at these points, at some of them by a first look."""
+    checkpoints = tuple(
+        entry(step).model_copy(
+            update={"num_images": PICTURES // 4 if step in screened else PICTURES, "screened": step in screened}
+        )
+        for step in points
+    )
     record = TrialRecord(
         trial=trial_id(config),
         method=config.method,
@@ -145,6 +158,39 @@ def test_the_reference_grid_takes_a_third_of_separate_runs(folder: RunFolder) ->
     sys.stdout.write("\n".join([*lines, work.line(), ""]))
     assert separate["total"] >= 2.9 * computed["total"]
     assert separate["training"] >= 3.5 * computed["training"], "whoever draws the class images, and however often"
+
+
+@pytest.mark.slow
+def test_halving_and_a_first_look_make_it_a_fifth(folder: RunFolder, tmp_path: Path) -> None:
+    """Of 15 LoRAs 8, 4 and 4 go on, of 3 DreamBooths 2 and 1; a quarter of all checkpoints is scored in full."""
+    go_on = {"lora": (15, 8, 4, 4), "dreambooth": (3, 2, 1)}
+    sweep, halved = reference_grid(), RunFolder(tmp_path / "halved")
+    screening = ScreeningConfig(images_per_prompt=PICTURES // 16, keep=0.25)
+    sweep = sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update={"screening": screening})})
+    put_shared(halved, sweep)
+    by_method: dict[str, list[MethodConfig]] = {"lora": [], "dreambooth": []}
+    for config in trials_of(sweep):
+        by_method[config.method].append(config)
+    num_scored = sum(map(sum, go_on.values()))
+    num_in_full = math.ceil(screening.keep * num_scored)
+    for method, configs in by_method.items():
+        for place, config in enumerate(configs):
+            points = [step for step, number in zip(POINTS[method], go_on[method], strict=True) if place < number]
+            in_full = {points[-1]} if num_in_full > 0 else set()
+            num_in_full -= len(in_full)
+            status: Status = "finished" if len(points) == len(POINTS[method]) else "stopped"
+            put_trial(halved, config, points, status, screened=set(points) - in_full)
+    work = priced(read(halved))
+    pictures = work.computed.pictures["scoring"]
+    assert pictures == num_scored * PICTURES // 4 + math.ceil(screening.keep * num_scored) * PICTURES * 3 // 4
+    whole = priced(read(folder)).separate_runs
+    assert (whole.runs, whole.pictures["scoring"]) == (69, 69 * PICTURES), "every picture of every point"
+    computed, separate = tera(work.computed), tera(whole)
+    drawn_once = tera(work.computed)["class_images"] * UPSTREAM_CLASS_IMAGE_STEPS / CLASS_IMAGE_STEPS
+    times = separate["total"] / computed["total"]
+    times_drawn_once = (separate["total"] - separate["class_images"] + drawn_once) / computed["total"]
+    sys.stdout.write(f"\n{times:.2f} times less, {times_drawn_once:.2f} where separate runs share class images\n")
+    assert times >= 5
 
 
 def test_a_sweep_that_was_stopped_early_counts_less(tmp_path: Path) -> None:
