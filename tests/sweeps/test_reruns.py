@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -39,6 +40,8 @@ ANOTHER: dict[str, Any] = {
     "evaluation.height": 64,
     "evaluation.batch_size": 1,
     "evaluation.prompts_without_token": "allow",
+    "evaluation.screening.images_per_prompt": 2,
+    "evaluation.screening.keep": 0.5,
 }
 """Another value for each key whose refusal rests on a hash of the file's own settings."""
 BY_CONTENT = {
@@ -91,7 +94,11 @@ def mapping(tmp_path: Path) -> dict[str, Any]:
             "class_prompt": "a photo of a woman",
         },
         "methods": {"lora": {"max_train_steps": 30}},
-        "evaluation": {"prompts": ["sks woman in a garden"], "at_steps": [30]},
+        "evaluation": {
+            "prompts": ["sks woman in a garden"],
+            "at_steps": [30],
+            "screening": {"images_per_prompt": 1},
+        },
     }
 
 
@@ -105,11 +112,11 @@ def identity(mapping: dict[str, Any]) -> tuple[str, str, str]:
 @pytest.mark.parametrize("key", sorted(set(keys_of(SweepConfig)) - BY_CONTENT))
 def test_what_is_refused_is_part_of_the_run_s_identity(key: str, mapping: dict[str, Any]) -> None:
     """And nothing else of the two sections is: what is honoured or free must not orphan a run."""
-    section, _, name = key.partition(".")
-    if section not in ("subject", "evaluation"):
+    *sections, name = key.split(".")
+    if not sections or sections[0] not in ("subject", "evaluation"):
         assert key not in ANOTHER
         return
     assert key in ANOTHER, "give another value for it"
     before = identity(mapping)
-    mapping[section][name] = ANOTHER[key]
+    reduce(dict.__getitem__, sections, mapping)[name] = ANOTHER[key]
     assert (identity(mapping) != before) == (kinds()[key] == "refused")
