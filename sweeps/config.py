@@ -95,7 +95,8 @@ class ResourcesConfig(_Section):
     many as it has GPUs, and 1 where it has none or a part of one."""
 
     pack_size: int = Field(default=8, ge=1)
-    """The most LoRA trials that train together, in one pass of the frozen base model; 1 trains each alone."""
+    """The most LoRA trials that train together, in one pass of the frozen base model; 1 trains each alone. On a large
+    GPU it can be raised: what does not fit into one pass is trained in several."""
     autoscaling: bool = False
     """The cluster starts machines on demand: wait for resources that it does not have yet instead of refusing."""
 

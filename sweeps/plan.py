@@ -9,7 +9,7 @@ import errno
 import math
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.base_model import check_base_model, look_at
-from training.config import LoraConfig, MethodConfig
+from training.config import DreamBoothConfig, LoraConfig, MethodConfig
 from training.errors import UserError
 from training.photos import check_photos
 from training.pictures import find_photos
@@ -39,6 +39,8 @@ MANY_AT_ONCE = 8
 STATES_OF_A_TRIAL = 2
 """The newest checkpoint's, and the one before it until the newest has been scored."""
 FLOAT_BYTES = 4
+ADAM_8BIT_BYTES = 1
+"""Of each number of 8-bit AdamW's state; the factors of its blocks are a hundredth of that and not counted."""
 CHECKPOINT_OVERHEAD_BYTES = 100_000
 
 
@@ -75,6 +77,9 @@ class Plan:
     num_class_images: int
     """Pictures of the class prompt that the base model draws once for all trials."""
     disk_bytes: int
+    dreambooth_bytes: int | None = None
+    """Of a GPU, for what the largest full DreamBooth trial trains; None where there is none, or where the sweep file
+    says how many share a GPU."""
     warnings: tuple[str, ...] = ()
     """What works and is perhaps not what is meant, a line each."""
 
@@ -93,8 +98,18 @@ class Plan:
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
             f"scored    {about}{self.num_checkpoints:,} checkpoints{screened}, {pictures}{once}",
             f"disk      about {bytes_text(self.disk_bytes)}",
+            *self._memory_lines(),
             *prompt_lines(config),
             *(f"mind: {warning}" for warning in self.warnings),
+        ]
+
+    def _memory_lines(self) -> list[str]:
+        """What one full DreamBooth trial takes of a GPU: several may share one, and by default none do."""
+        if self.dreambooth_bytes is None:
+            return []
+        return [
+            f"memory    a dreambooth trial on a GPU: {bytes_text(self.dreambooth_bytes)} for weights, gradients and "
+            "AdamW, activations not counted; where 4 fit: resources.gpus_per_trial: {dreambooth: 0.25}"
         ]
 
 
@@ -156,6 +171,7 @@ def plan_of(config: SweepConfig) -> Plan:
             + num_images * pixels * BYTES_PER_PIXEL
             + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
         ),
+        dreambooth_bytes=_dreambooth_bytes(config, trials, sizes),
     )
 
 
@@ -180,6 +196,24 @@ def checkpoint_bytes(trial: MethodConfig, sizes: BaseSizes) -> int:
     else:
         numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
     return FLOAT_BYTES * numbers + CHECKPOINT_OVERHEAD_BYTES
+
+
+def _dreambooth_bytes(config: SweepConfig, trials: Iterable[MethodConfig], sizes: BaseSizes) -> int | None:
+    asked = config.resources.of("dreambooth")
+    if asked.gpus is not None or asked.num_workers > 1:
+        return None
+    return max((training_bytes(trial, sizes) for trial in trials if isinstance(trial, DreamBoothConfig)), default=None)
+
+
+def training_bytes(trial: DreamBoothConfig, sizes: BaseSizes) -> int:
+    """Weights, gradients and AdamW's state, in float32 whatever the precision of the passes.
+
+    What stays frozen is not on the GPU while such a trial trains: it works on stored latents, and prompts are encoded
+    on the CPU.
+    """
+    numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
+    state_bytes = ADAM_STATE_FACTOR * (ADAM_8BIT_BYTES if trial.use_8bit_adam else FLOAT_BYTES)
+    return numbers * (FLOAT_BYTES + FLOAT_BYTES + state_bytes)
 
 
 def base_sizes(base_model: str) -> BaseSizes:

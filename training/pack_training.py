@@ -27,8 +27,8 @@ class _Training:
     points: list[int]
     """Steps at which a checkpoint is still wanted."""
     out_dir: Path
-    start: Member
-    """Where it goes on when it is next put into a pack."""
+    start: Member | None
+    """Where it goes on when it is next put into a pack; None while it is in one."""
     taken: Checkpoint | None = None
     """The checkpoint that the caller was last given."""
 
@@ -167,11 +167,15 @@ class PackTraining:
     def _join(self) -> None:
         """Make the pack of the trainings that are there now."""
         free_memory(self._device)  # of the one before
-        self._pack = start_pack([training.start for training in self._trainings.values()], self._dataset, self._device)
+        starts = [training.start for training in self._trainings.values() if training.start is not None]
+        assert len(starts) == len(self._trainings), "none of them is in a pack"
+        self._pack = start_pack(starts, self._dataset, self._device)
         self._seats = [
             _Seat(name, training, run, self._journal(name, training, run))
             for (name, training), run in zip(self._trainings.items(), self._pack.runs, strict=True)
         ]
+        for training in self._trainings.values():
+            training.start = None  # it may be views of the pack before, whose memory would stay taken
 
     def _journal(self, name: str, training: _Training, run: TrainingRun[PackRow]) -> Journal:
         return Journal(run, training.out_dir, partial(self._on_step, name), len(self._trainings))

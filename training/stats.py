@@ -39,7 +39,8 @@ class StepStats(BaseModel):
     seconds: float
     """Wall clock of this step."""
     peak_memory_bytes: int
-    """The most that this process has held so far: allocated on the GPU it trains on, else resident."""
+    """The most that this process has held so far: allocated on the GPU it trains on, since a pack was last measured
+    there, else resident."""
 
 
 class StatsWriter:

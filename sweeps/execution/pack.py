@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
+from evaluation.face_encoders import load_face_encoder
+from evaluation.generate import generation_dtype
+from evaluation.prompt import load_clip
 from sweeps.execution.ends import OutOfGpuMemory, Preempted
 from sweeps.execution.scoring import make_packed_pictures, telling_of_gpu_memory
 from sweeps.execution.worker import TrialWorker
@@ -17,8 +22,10 @@ from sweeps.ledger.records import ScoredCheckpoint
 from training.checkpoint import Checkpoint
 from training.config import LoraConfig
 from training.dataset import Dataset, load_dataset
+from training.pack_memory import meter_of, trainings_of_a_pass
 from training.pack_training import PackTraining
 from training.packing import passes_of, training_cost
+from training.stable_diffusion import Part, choose_device, frozen_module
 from training.train import TrainingStopped
 
 Reached = Checkpoint | Exception
@@ -41,8 +48,8 @@ class PackOfTrials:
         self._undecided: str | None = None
         """The trial that has its answer and may yet leave."""
         self._training: _Training | None = None
-        self._largest = len(members)
-        """Trials of one pass; fewer than there are once memory has run out."""
+        self._largest: int | None = None
+        """Trials of one pass, where memory has set a limit; None until it has been looked at."""
         self._is_training = self._must_stop = False
 
     def join(self, trial: str, worker: TrialWorker) -> None:
@@ -125,13 +132,14 @@ class PackOfTrials:
         while True:
             if self._training is None:
                 self._training = _Training(workers, self._largest, lambda: self._must_stop)
+                self._largest = self._training.largest
             self._is_training = True
             try:
                 reached = self._training.next()
             except TrainingStopped as stopped:
                 raise Preempted(f"told to end, saved {stopped}") from stopped
             except OutOfGpuMemory:
-                self._largest = -(-self._largest // 2)
+                self._largest = -(-self._training.largest // 2)
                 self.close()
                 continue
             finally:
@@ -207,11 +215,11 @@ class _Training:
 
     Args:
         workers: the trials', in the order of the rows.
-        largest: trials of one pass.
+        largest: trials of one pass; None: as many as there is memory for.
         should_stop: asked after every step.
     """
 
-    def __init__(self, workers: Sequence[TrialWorker], largest: int, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, workers: Sequence[TrialWorker], largest: int | None, should_stop: Callable[[], bool]) -> None:
         for worker in workers:
             worker.begin()
         self.together: dict[str, tuple[str, ...]] = {}
@@ -224,7 +232,11 @@ class _Training:
         together = None if is_one_behind else min(newest)
         by_trial = {worker.trial: worker for worker in workers}
         dataset = load_dataset(workers[0].folder.dataset_dir, workers[0].task.scoring.base_model)
-        for group in _passes(workers, dataset, largest):
+        to_do = {worker.trial: worker.to_do(up_to=together) for worker in workers}
+        if largest is None and any(due for _, due, _ in to_do.values()):
+            largest = _with_room(workers, dataset)
+        self.largest = largest or len(workers)
+        for group in _passes(workers, dataset, self.largest):
             training = PackTraining(
                 dataset,
                 group[0].device,
@@ -232,7 +244,7 @@ class _Training:
                 should_stop=should_stop,
             )
             for worker in group:
-                left, due, resume_from = worker.to_do(up_to=together)
+                left, due, resume_from = to_do[worker.trial]
                 self._left[worker.trial] = left
                 if due:
                     training.admit(worker.trial, _lora(worker), due, resume_from, out_dir=worker.trial_dir)
@@ -275,6 +287,28 @@ class _Training:
         """Let go of all."""
         for training in self._passes:
             training.close()
+
+
+def _with_room(workers: Sequence[TrialWorker], dataset: Dataset) -> int:
+    """Trials of one pass: on a GPU as many as its memory holds, else all."""
+    first = workers[0]
+    device = choose_device(first.device)
+    meter = meter_of(device, first.task.resources[first.hyperparameters.method].of_a_worker.gpus)
+    if meter is None or len(workers) == 1:
+        return len(workers)
+    with telling_of_gpu_memory():
+        _load_for_scoring(first, device)  # it stays from the first scoring point on, so it is no room for a pass
+        return trainings_of_a_pass([_lora(worker) for worker in workers], dataset, device, meter)
+
+
+def _load_for_scoring(worker: TrialWorker, device: torch.device) -> None:
+    """Put everything there that this process keeps for pictures and scores."""
+    scoring = worker.task.scoring
+    parts: tuple[Part, ...] = ("unet", "vae", "text_encoder")
+    for part in parts:
+        frozen_module(scoring.base_model, part, device, generation_dtype(device))
+    load_face_encoder(scoring.evaluation.face.encoder, worker.device)
+    load_clip(scoring.evaluation.clip, worker.device)
 
 
 def _passes(workers: Sequence[TrialWorker], dataset: Dataset, largest: int) -> list[list[TrialWorker]]:

@@ -24,6 +24,7 @@ from sweeps.plan import (
     checkpoint_bytes,
     failing_disk_explained,
     plan_of,
+    training_bytes,
 )
 from training.config import DreamBoothConfig, LoraConfig
 from training.errors import UserError
@@ -105,6 +106,54 @@ def test_stable_diffusion_15s_checkpoints_have_their_known_sizes() -> None:
     """A LoRA of rank 4 is a file of 3.2 MB and a UNet one of 3.4 GB, as people know them."""
     assert checkpoint_bytes(LoraConfig(rank=4), STABLE_DIFFUSION_15) == pytest.approx(3.2e6, rel=0.05)
     assert checkpoint_bytes(DreamBoothConfig(), STABLE_DIFFUSION_15) == pytest.approx(3.44e9, rel=0.01)
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_full_training_takes_the_memory_that_was_estimated(
+    tiny_base: str, photos: Path, tmp_path: Path, train_text_encoder: bool
+) -> None:
+    """Weights, gradients and AdamW's moments of a real training after a step, to the byte."""
+    import torch
+
+    from training.config import SubjectConfig
+    from training.dataset import encode_dataset, load_dataset, prepare_photos
+    from training.step import apply_gradients, start_run
+
+    subject = SubjectConfig(photos=photos, instance_prompt="a photo of sks woman", resolution=64)
+    prepare_photos(subject, tmp_path / "dataset")
+    encode_dataset(tmp_path / "dataset", tiny_base)
+    config = DreamBoothConfig(train_text_encoder=train_text_encoder)
+    run = start_run(config, load_dataset(tmp_path / "dataset"), torch.device("cpu"))
+    gradients = [parameter for group in run.weights.groups() for parameter in group]
+    for parameter in gradients:
+        parameter.grad = torch.ones_like(parameter)
+    held = sum(parameter.nbytes + parameter.grad.nbytes for parameter in gradients if parameter.grad is not None)
+    apply_gradients(run)
+    held += sum(
+        tensor.nbytes for state in run.optimizer.state.values() for name, tensor in state.items() if name != "step"
+    )
+    assert training_bytes(config, base_sizes(tiny_base)) == held
+
+
+def test_the_memory_of_full_training_is_said_where_nobody_has_said_how_many_share_a_gpu(
+    tiny_sweep: Callable[..., SweepConfig],
+) -> None:
+    """13.8 GB for Stable Diffusion 1.5's UNet, 10 bytes a number with 8-bit AdamW; the largest trial counts."""
+    assert training_bytes(DreamBoothConfig(), STABLE_DIFFUSION_15) == 13_752_335_424
+    assert training_bytes(DreamBoothConfig(use_8bit_adam=True), STABLE_DIFFUSION_15) == 8_595_209_640
+    methods = {"lora": {}, "dreambooth": {"train_text_encoder": {"choices": [False, True]}}}
+
+    def said(resources: dict[str, Any], **sections: Any) -> list[str]:
+        config = tiny_sweep(**{"base_model": "owner/name", "methods": methods, **sections, "resources": resources})
+        return [line for line in plan_of(config).lines() if line.startswith("memory")]
+
+    (line,) = said({})
+    assert "15.7 GB" in line
+    assert "resources.gpus_per_trial: {dreambooth: 0.25}" in line
+    assert said({"gpus_per_trial": {"lora": 1}}) == [line]
+    for others in ({"gpus_per_trial": 1}, {"gpus_per_trial": {"dreambooth": 0.5}}, {"workers_per_trial": 2}):
+        assert said(others) == []
+    assert said({}, methods={"lora": {}}) == []
 
 
 def test_a_full_disk_is_refused_with_what_is_needed(

@@ -260,6 +260,18 @@ def test_trainings_come_and_go_and_the_others_do_not_notice(dataset: Dataset, tm
         assert ours == pytest.approx(theirs, rel=1e-10, abs=0)
 
 
+def test_a_pack_keeps_nothing_of_the_pack_before(dataset: Dataset, tmp_path: Path) -> None:
+    """Where a training goes on from is views of the rows that it had; once it is in a pack again, they are freed."""
+    pack = PackTraining(dataset, "cpu")
+    for number, config in enumerate(UNLIKE["plain"][:3]):
+        admit(pack, f"{number}", config, [1, 2], tmp_path)
+    pack.advance()
+    pack.drop("1")
+    assert all(training.start is not None for training in pack._trainings.values())
+    pack.advance()
+    assert all(training.start is None for training in pack._trainings.values())
+
+
 def test_what_was_stopped_and_gone_on_with_is_what_was_not(dataset: Dataset, tmp_path: Path) -> None:
     """Told to stop in mid-pack: every training has its checkpoint, and all of them end in the same bits."""
     configs = {f"{number}": config for number, config in enumerate(UNLIKE["everything"])}

@@ -257,6 +257,110 @@ def test_where_memory_runs_out_fewer_train_in_a_pass(
             assert ours.face_similarity == pytest.approx(theirs.face_similarity, abs=0.01)
 
 
+@pytest.fixture
+def planned_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the device one on which `room` trials are planned for a pass, where up to `fits` have room in truth."""
+
+    def planned(room: int, fits: int = 3) -> Any:
+        measuring = SimpleNamespace(packs=[], advances=[], parts=[])
+
+        def trainings_of_a_pass(configs: Any, _dataset: object, _device: object, meter: object) -> int:
+            assert meter is measuring
+            measuring.packs.append([trial_id(config) for config in configs])
+            return room
+
+        def meter_of(_device: object, part: float) -> Any:
+            measuring.parts.append(part)
+            return measuring
+
+        advance = PackTraining.advance
+
+        def counted(training: PackTraining) -> Any:
+            measuring.advances.append(len(training.names))
+            if len(training.names) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return advance(training)
+
+        monkeypatch.setattr(sweeps.execution.pack, "trainings_of_a_pass", trainings_of_a_pass)
+        monkeypatch.setattr(sweeps.execution.pack, "meter_of", meter_of)
+        monkeypatch.setattr(PackTraining, "advance", counted)
+        return measuring
+
+    return planned
+
+
+@pytest.mark.parametrize("room", [3, 2, 1])
+def test_passes_are_planned_from_measured_memory(
+    room: int, undisturbed: Table, folder: RunFolder, planned_for: Callable[..., Any]
+) -> None:
+    """Once a pack, before its first pass; where all fit, not a bit is another than without measuring."""
+    measuring = planned_for(room)
+    table = Table(folder)
+    table.play()
+    assert measuring.packs == [NAMES]
+    assert measuring.advances == {3: [3] * 2, 2: [1, 2] * 2, 1: [1] * 6}[room]
+    if room == 3:
+        assert_learnt_the_same(table, undisturbed)
+
+
+def test_what_was_planned_too_large_is_halved(
+    folder: RunFolder, planned_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there; it is not measured again, with a trial's new process neither."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10, 10))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+    measuring = planned_for(2, fits=1)
+    table = Table(folder)
+    while table.ask(NAMES[0]) is None:
+        for name in NAMES[1:]:
+            table.ask(name)
+    table.pack.part(NAMES[0])
+    table.sit_down(CONFIGS[0])
+    answers = table.play()
+    assert all(isinstance(answer, ScoredCheckpoint) for _, answer in answers)
+    assert measuring.packs == [NAMES]
+    assert measuring.advances == [1, 2, *[1] * 6]
+
+
+def test_nothing_is_measured_where_nobody_shares_or_nothing_is_left_to_train(
+    folder: RunFolder, planned_for: Callable[..., Any]
+) -> None:
+    """A trial that is left alone in its pack; checkpoints that wait to be scored."""
+    measuring = planned_for(3)
+    table = Table(folder)
+    table.play()
+    assert len(measuring.packs) == 1
+    unscored = Table(folder, {name: table.scored[name][:1] for name in NAMES})
+    assert len(unscored.play()) == 3
+    alone = Table(folder, {NAMES[0]: []})
+    for name in NAMES[1:]:
+        alone.pack.leave(name)
+    shutil.rmtree(folder.trial_dir(NAMES[0]))
+    folder.trial_dir(NAMES[0]).mkdir()
+    assert isinstance(alone.ask(NAMES[0]), ScoredCheckpoint)
+    assert len(measuring.packs) == 1
+
+
+def test_judges_and_painter_are_there_before_anything_is_measured(
+    folder: RunFolder, planned_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they take for good is no room for a pass; and the device is the part that the trials have."""
+    measuring = planned_for(3)
+    loaded: list[str] = []
+    for loader in ("frozen_module", "load_face_encoder", "load_clip"):
+        original = getattr(sweeps.execution.pack, loader)
+
+        def load(*arguments: Any, original: Any = original, loader: str = loader) -> Any:
+            assert not measuring.packs
+            loaded.append(arguments[1] if loader == "frozen_module" else loader)
+            return original(*arguments)
+
+        monkeypatch.setattr(sweeps.execution.pack, loader, load)
+    Table(folder).play()
+    assert loaded == ["unet", "vae", "text_encoder", "load_face_encoder", "load_clip"]
+    assert measuring.parts == [0]  # the test's trials have none
+
+
 def test_where_memory_runs_out_fewer_are_pictured_in_a_pass(
     undisturbed: Table, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
