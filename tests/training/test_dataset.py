@@ -18,6 +18,8 @@ from training import class_images
 from training.config import SubjectConfig
 from training.dataset import (
     Dataset,
+    begin_class_images,
+    draw_class_images,
     encode_dataset,
     load_dataset,
     load_prepared_photos,
@@ -27,6 +29,7 @@ from training.dataset import (
 from training.errors import DivergedError
 from training.photos import crop_remarks
 from training.pictures import read_picture
+from training.share import Share
 from training.stable_diffusion import base_pipeline
 
 
@@ -139,21 +142,45 @@ def test_class_pictures_that_overflow_are_refused(
 
 
 def test_only_what_is_missing_is_announced(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
-    """All, some, none; none where none are wanted."""
+    """All, some, none; none where none are wanted, and all again once the prompt is another."""
     out = tmp_path / "dataset"
     prepare_photos(own_subject, out)
-    assert num_class_images_missing(out, tiny_base, 0) == 0
-    assert num_class_images_missing(out, tiny_base, 2) == 2
+    assert num_class_images_missing(out, 0) == 0
+    assert num_class_images_missing(out, 2) == 2
     encode_dataset(out, tiny_base, class_images=2, device="cpu")
-    assert num_class_images_missing(out, tiny_base, 3) == 1
-    assert num_class_images_missing(out, tiny_base, 2) == 0
+    begin_class_images(out, tiny_base)
+    assert num_class_images_missing(out, 3) == 1
+    assert num_class_images_missing(out, 2) == 0
+    prepare_photos(own_subject.model_copy(update={"class_prompt": "a drawing of a woman"}), out)
+    begin_class_images(out, tiny_base)
+    assert num_class_images_missing(out, 2) == 2
+
+
+def test_several_processes_draw_what_one_draws(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """Each its own batches, which are the same for any number of processes: so the pictures are, to the bit."""
+    for name, num_processes in (("alone", 1), ("together", 3)):
+        out = tmp_path / name
+        prepare_photos(own_subject, out)
+        begin_class_images(out, tiny_base)
+        shares = [Share(rank, num_processes) for rank in range(num_processes)]
+        missing = [num_class_images_missing(out, 10, share) for share in shares]
+        assert missing == ([10] if num_processes == 1 else [4, 4, 2])
+        for share in reversed(shares):
+            draw_class_images(out, tiny_base, 10, device="cpu", share=share)
+            assert num_class_images_missing(out, 10, share) == 0
+    before = mtimes(out / "class_images")
+    encode_dataset(out, tiny_base, class_images=10, device="cpu")
+    assert mtimes(out / "class_images") == before, "what is there is not drawn again"
+    for number in range(10):
+        one, other = (tmp_path / name / "class_images" / f"{number:05d}.png" for name in ("alone", "together"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_kill_while_drawing_class_pictures_loses_one_batch(
     own_subject: SubjectConfig, tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures are kept as they are made, and the rest are the pictures an undisturbed call makes."""
-    monkeypatch.setattr(class_images, "_BATCH_SIZE", 1)
+    monkeypatch.setattr(class_images, "BATCH_SIZE", 1)
 
     def interrupt(done: int, total: int) -> None:
         if done == 2:
