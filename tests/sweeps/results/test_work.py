@@ -183,6 +183,7 @@ def test_halving_and_a_first_look_make_it_a_fifth(folder: RunFolder, tmp_path: P
     work = priced(read(halved))
     pictures = work.computed.pictures["scoring"]
     assert pictures == num_scored * PICTURES // 4 + math.ceil(screening.keep * num_scored) * PICTURES * 3 // 4
+    assert work.separate_runs.pictures["scoring"] == num_scored * PICTURES, "who runs one draws all of its pictures"
     whole = priced(read(folder)).separate_runs
     assert (whole.runs, whole.pictures["scoring"]) == (69, 69 * PICTURES), "every picture of every point"
     computed, separate = tera(work.computed), tera(whole)
