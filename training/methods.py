@@ -172,10 +172,7 @@ def save_weights(config: TrainConfig, weights: TrainedModules | LoraTensors, fol
         save_lora(config, lora_tensors(weights) if isinstance(weights, TrainedModules) else weights, folder)
         return
     assert isinstance(weights, TrainedModules), "DreamBooth's weights are whole modules"
-    unet = weights.unet
-    if config.channels_last:
-        unet = shared_copy(unet).to(memory_format=torch.contiguous_format)  # files know no other
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    weights.unet.save_pretrained(folder / "unet", safe_serialization=True)  # makes them contiguous
     if weights.text_encoder is not None:
         weights.text_encoder.save_pretrained(folder / "text_encoder")
 
