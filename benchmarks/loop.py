@@ -1,6 +1,7 @@
-"""CPU time of a step: `training.train` against diffusers' own example scripts.
+"""CPU time of a step: `training.train` against diffusers' own example scripts, and against itself with an option.
 
     OMP_NUM_THREADS=1 python benchmarks/loop.py --upstream DIFFUSERS/examples/dreambooth        five minutes
+    OMP_NUM_THREADS=1 python benchmarks/loop.py --options fused_adam channels_last          four minutes
 
 The folder holds `train_dreambooth_lora.py` and `train_dreambooth.py` of a diffusers that is no newer than the one that
 is installed. Same base model (the demo's family), photos, rank, learning rate and precision; what each does in a step
@@ -9,6 +10,10 @@ counts whole: upstream reads and encodes the photo anew, `train` has its latents
 Each turn is a process of its own, for upstream's script is one; turns alternate, on one thread. The CPU clock of the
 process is read after every optimizer step, by a hook that torch offers, and start-up and the first steps are left out.
 A ratio is of two adjacent turns, of each the mean of its steps; the table has the median of the rounds' ratios.
+
+Options are compared in one process, by turns of `--steps` steps of a training without the option and one with it;
+what is written down of a step is left out of both. Its table also has the wall time of either's first step, which of
+`compile` is the compiling.
 """
 
 from __future__ import annotations
@@ -27,10 +32,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from benchmarks.alternating import Comparison, milliseconds, spread, table
-from benchmarks.trainings import CPU, DEMO, PROMPT, demo_dataset
+from benchmarks.alternating import Comparison, alternate, milliseconds, spread, table
+from benchmarks.trainings import CPU, DEMO, PROMPT, demo_dataset, take_step_alone, take_steps_alone
 from training.config import DreamBoothConfig, LoraConfig
-from training.dataset import load_dataset
+from training.dataset import Dataset, load_dataset
+from training.step import start_run
 from training.train import train
 
 SCRIPTS = {"lora": "train_dreambooth_lora.py", "dreambooth": "train_dreambooth.py"}
@@ -38,12 +44,20 @@ SETTINGS = (("lora", 1), ("lora", 4), ("dreambooth", 1))
 """Method and batch."""
 LEARNING_RATE, RANK = 1e-4, 4
 HEADER = ("method", "batch", "upstream, ms a step", "training.train, ms a step", "times less: median (range)")
+OPTIONS = ("fused_adam", "channels_last", "compile")
+OPTIONS_HEADER = (
+    *("option", "method", "batch", "without, ms a step", "with, ms a step", "times less: median (range)"),
+    "first step without and with, s",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", type=Path, metavar="FOLDER", required=True, help="of upstream's two scripts")
+    compared = parser.add_mutually_exclusive_group(required=True)
+    compared.add_argument("--upstream", type=Path, metavar="FOLDER", help="of upstream's two scripts")
+    compared.add_argument("--options", nargs="+", choices=OPTIONS, help="of the training step, each by itself")
+    parser.add_argument("--settings", nargs="+", default=[f"{method}x{size}" for method, size in SETTINGS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="that count")
     parser.add_argument("--steps-before", type=int, default=5, help="that do not")
@@ -55,9 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         take_turn(whose, method, int(batch_size), options.upstream, Path(work), options.steps, options.steps_before)
         return
     rows = []
+    settings = [(method, int(size)) for method, _, size in (setting.partition("x") for setting in options.settings)]
     with TemporaryDirectory() as work:
-        demo_dataset(Path(work) / "dataset")
-        for method, batch_size in SETTINGS:
+        dataset = demo_dataset(Path(work) / "dataset")
+        if options.options:
+            rows = [
+                [option, method, str(batch_size), *measured(option, method, batch_size, dataset, options)]
+                for option in options.options
+                for method, batch_size in settings
+            ]
+            print(table(OPTIONS_HEADER, rows))
+            return
+        for method, batch_size in settings:
             comparison = Comparison([], [])
             sides = [("upstream", comparison.reference), ("ours", comparison.other)]
             for _ in range(options.rounds):
@@ -74,6 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ]
             )
     print(table(HEADER, rows))
+
+
+def measured(option: str, method: str, batch_size: int, dataset: Dataset, options: argparse.Namespace) -> list[str]:
+    """The rest of a row: two trainings of one process by turns, the second with the option."""
+    plain = start_run(config_of(method, batch_size, 10**6), dataset, CPU)
+    changed = start_run(config_of(method, batch_size, 10**6, **{option: True}), dataset, CPU)
+    first_steps = []
+    for run in (plain, changed):
+        start = time.perf_counter()
+        take_step_alone(run)
+        first_steps.append(f"{time.perf_counter() - start:.1f}")
+    comparison = alternate(
+        partial(take_steps_alone, [plain], options.steps),
+        partial(take_steps_alone, [changed], options.steps),
+        options.rounds,
+    )
+    torch.compiler.reset()
+    return [
+        milliseconds(comparison.reference),
+        milliseconds(comparison.other),
+        spread(comparison.ratios),
+        " and ".join(first_steps),
+    ]
 
 
 def seconds_a_step(whose: str, method: str, batch_size: int, options: argparse.Namespace, work: str) -> float:
@@ -105,14 +151,20 @@ def take_turn(
 
 def train_ours(method: str, batch_size: int, dataset_dir: Path, out_dir: Path, steps: int) -> None:
     """As a trial of a sweep does."""
+    config = config_of(method, batch_size, steps)
+    for _ in train(config, load_dataset(dataset_dir), (), out_dir=out_dir, device=CPU):
+        pass
+
+
+def config_of(method: str, batch_size: int, steps: int, **more: bool) -> LoraConfig | DreamBoothConfig:
+    """What is trained."""
     shared: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
         "train_batch_size": batch_size,
         "max_train_steps": steps,
+        **more,
     }
-    config = LoraConfig(rank=RANK, **shared) if method == "lora" else DreamBoothConfig(**shared)
-    for _ in train(config, load_dataset(dataset_dir), (), out_dir=out_dir, device=CPU):
-        pass
+    return LoraConfig(rank=RANK, **shared) if method == "lora" else DreamBoothConfig(**shared)
 
 
 def run_upstream(script: Path, method: str, batch_size: int, out_dir: Path, steps: int) -> None:

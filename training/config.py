@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.canonical import added_in
 from training.paths import ConfigPath
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -60,7 +61,10 @@ class TrainConfig(_Section):
     """Hyperparameters that both methods share."""
 
     BOUND_TOGETHER: ClassVar[frozenset[str]] = frozenset(
-        {"lr_scheduler", "learning_rate", "lr_warmup_steps", "max_train_steps"}
+        {
+            *("lr_scheduler", "learning_rate", "lr_warmup_steps", "max_train_steps"),
+            *("use_8bit_adam", "fused_adam", "channels_last"),
+        }
     )
     """Fields that a law between fields looks at; each law that holds at their extremes holds between them."""
 
@@ -88,6 +92,18 @@ class TrainConfig(_Section):
     prior_loss_weight: float = Field(default=1.0, ge=0)
     num_class_images: int = Field(default=100, ge=1)
     snr_gamma: float | None = Field(default=None, gt=0)
+    fused_adam: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """AdamW in one kernel, rounded otherwise than diffusers' scripts do. A pack's AdamW is fused in any case."""
+    channels_last: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """The UNet's convolutions with the channels innermost in memory while they train; files are as ever."""
+    compile: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """The UNet as `torch.compile` makes it: minutes before the first step, then faster ones."""
+
+    @model_validator(mode="after")
+    def _one_optimizer_takes_the_step(self) -> Self:
+        if self.fused_adam and self.use_8bit_adam:
+            raise ValueError("fused_adam: 8-bit AdamW has kernels of its own, so use_8bit_adam must be false, got true")
+        return self
 
     @model_validator(mode="after")
     def _polynomial_has_room_to_fall(self) -> Self:
@@ -122,6 +138,14 @@ class DreamBoothConfig(TrainConfig):
     method: Literal["dreambooth"] = "dreambooth"
     learning_rate: float = Field(default=5e-6, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _nobody_lays_out_weights_anew(self) -> Self:
+        if self.channels_last and self.use_8bit_adam:
+            raise ValueError(
+                "channels_last: 8-bit AdamW brings all weights back to rows, so use_8bit_adam must be false, got true"
+            )
+        return self
+
 
 MethodConfig = Annotated[LoraConfig | DreamBoothConfig, Field(discriminator="method")]
 """One trial's hyperparameters, told apart by `method`."""
@@ -140,13 +164,19 @@ PACKS_AGREE_ON = (
     "mixed_precision",
     "train_text_encoder",
     "with_prior_preservation",
+    "channels_last",
 )
-"""What LoRA trainings of one pack have in common: the rows that each has of a pass, its precision, and what trains."""
+"""What LoRA trainings of one pack have in common: the rows that each has of a pass, its precision, what trains, and how
+the base model lies in memory."""
 
 
 def is_packable(config: MethodConfig) -> bool:
-    """May a training share its passes with others? 8-bit AdamW's blocks of weights would be other ones in a pack."""
-    return isinstance(config, LoraConfig) and not config.use_8bit_adam
+    """May a training share its passes with others?
+
+    8-bit AdamW's blocks of weights would be other ones in a pack. A pass would be compiled anew whenever a training
+    comes or goes.
+    """
+    return isinstance(config, LoraConfig) and not (config.use_8bit_adam or config.compile)
 
 
 def pack_together(one: MethodConfig, other: MethodConfig) -> bool:

@@ -64,7 +64,7 @@ class PackRow:
         """As `TrainedWeights` says: the tensors' moments put together into those of a row, zero where it is padded."""
         moments, groups = {}, []
         for index, (bank, group) in enumerate(zip(self.banks, state["param_groups"], strict=True)):
-            groups.append({**group, "params": [index], "fused": True})
+            groups.append({**group, "params": [index]})
             names = list(bank.lora(self.number))
             own = [state["state"][number] for number in group["params"] if number in state["state"]]
             if own:
@@ -134,6 +134,8 @@ def start_pack(members: Sequence[Member], dataset: Dataset, device: torch.device
         modules.append(module)
         banks.append(bank)
     unet, text_encoder = modules[0], modules[1] if len(modules) > 1 else None
+    if configs[0].channels_last:
+        unet.to(memory_format=torch.channels_last)
     if any(config.gradient_checkpointing for config in configs):
         unet.enable_gradient_checkpointing()
         if text_encoder is not None:

@@ -101,7 +101,10 @@ class TrainingRun(Generic[WeightsT]):
 
     def load_training_state(self, state: dict[str, Any], step: int) -> None:
         """Go on from what `training_state` gave at `step`."""
-        self.optimizer.load_state_dict(self.weights.optimizer_state_here(state["optimizer"]))
+        saved = self.weights.optimizer_state_here(state["optimizer"])
+        fused = self.optimizer.defaults.get("fused")  # the config's, also where the checkpoint was made in a pack
+        groups = [{**group, "fused": fused} if "fused" in group else group for group in saved["param_groups"]]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.scaler.load_state_dict(state["loss_scale"])
         self.step = step
@@ -146,10 +149,11 @@ def run_over(
 ) -> TrainingRun[WeightsT]:
     """A run of these weights before its first step.
 
-    `fused` AdamW takes a step in one kernel a parameter, rounded otherwise than diffusers' scripts do.
+    `fused` AdamW takes a step in one kernel a parameter, rounded otherwise than diffusers' scripts do; the config may
+    ask for it too.
     """
     base = load_base_model(dataset.base_model)
-    optimizer = _optimizer(config, weights, fused)
+    optimizer = _optimizer(config, weights, fused or config.fused_adam)
     return TrainingRun(
         config=config,
         dataset=dataset,

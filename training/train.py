@@ -8,11 +8,15 @@ Batches run on over the end of an epoch, so every step sees the same number of p
 from __future__ import annotations
 
 import gc
+import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -100,7 +104,8 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
     """Refuse, without loading anything, what this machine cannot train.
 
     Raises:
-        UserError: fp16 without a GPU, bf16 on a GPU that lacks it, or 8-bit Adam without its library.
+        UserError: fp16 without a GPU, bf16 on a GPU that lacks it, 8-bit Adam without its library, or `compile` without
+            a compiler.
     """
     device = choose_device(device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
@@ -109,6 +114,16 @@ def check_training(config: TrainConfig, device: torch.device | str | None = None
         raise UserError(f"mixed_precision: bf16 needs a newer GPU than {torch.cuda.get_device_name(device)}; use fp16")
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("use_8bit_adam: needs bitsandbytes, which is not installed: pip install 'dreamsweep[adam8bit]'")
+    if config.compile and not has_compiler():
+        raise UserError(
+            "compile: needs a C++ compiler, which is not installed: apt-get install g++, or name one as CXX"
+        )
+
+
+def has_compiler() -> bool:
+    """Is there one of C++ where torch looks for it?"""
+    command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return which(shlex.split(command)[0]) is not None
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,8 @@ def _checkpoints(
                         drop_older_states(checkpoint)
     finally:
         del run
+        if config.compile:
+            torch.compiler.reset()  # torch keeps few variants of a module's code, and past them it compiles no more
         free_memory(device)
 
 

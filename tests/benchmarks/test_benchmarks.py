@@ -12,7 +12,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from benchmarks import gpu, memory, packed
+from benchmarks import gpu, loop, memory, packed
 from benchmarks.alternating import Comparison, alternate
 from benchmarks.trainings import demo_dataset
 
@@ -43,6 +43,17 @@ def test_packed(capsys: pytest.CaptureFixture[str]) -> None:
     packed.main(["--bases", "small", "--settings", "1x1", "2x2", "--rounds", "1", "--trial-steps", "1"])
     _, _, *rows = rows_of(capsys.readouterr().out)
     assert [(int(batch), int(trainings)) for _, batch, trainings, *_ in rows] == [(1, 1), (2, 2)]
+
+
+def test_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each option, method and batch."""
+    loop.main(["--options", "fused_adam", "channels_last", "--rounds", "1", "--steps", "1"])
+    _, _, *rows = rows_of(capsys.readouterr().out)
+    assert [tuple(cell.strip() for cell in row[:3]) for row in rows] == [
+        (option, method, str(batch_size))
+        for option in ("fused_adam", "channels_last")
+        for method, batch_size in loop.SETTINGS
+    ]
 
 
 def test_what_a_process_of_the_memory_benchmark_says(

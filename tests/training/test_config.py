@@ -53,7 +53,10 @@ UPSTREAM_LORA = UPSTREAM | {
 }
 UPSTREAM_DREAMBOOTH = UPSTREAM | {"learning_rate": 5e-6, "snr_gamma": None, "image_interpolation_mode": "bilinear"}
 
-OURS_ALONE = {"method", "photos", "rare_token", "crop", "random_flip", "lora_alpha", "text_encoder_learning_rate"}
+OURS_ALONE = {
+    *("method", "photos", "rare_token", "crop", "random_flip", "lora_alpha", "text_encoder_learning_rate"),
+    *("fused_adam", "channels_last", "compile"),
+}
 """Fields without a flag upstream; `lora_alpha` defaults to the rank, which is what upstream's LoRA script fixes."""
 
 
@@ -93,6 +96,8 @@ def test_defaults_are_upstreams_or_a_written_difference(config: type[BaseModel],
         {"method": "dora"},
         {"lr_scheduler": "polynomial", "lr_warmup_steps": 800},
         {"lr_scheduler": "polynomial", "learning_rate": 1e-8},
+        {"fused_adam": True, "use_8bit_adam": True},
+        {"method": "dreambooth", "channels_last": True, "use_8bit_adam": True},
     ],
 )
 def test_impossible_values_are_refused(bad: dict[str, object]) -> None:

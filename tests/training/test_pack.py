@@ -25,7 +25,6 @@ import training.step
 from tests.training.conftest import NUM_CLASS_IMAGES
 from tests.training.test_train import assert_same, last, weights
 from training.adapter_bank import AdapterBank
-from training.batches import Batch
 from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline, load_training_state
 from training.config import LoraConfig
 from training.dataset import Dataset
@@ -69,34 +68,6 @@ UNLIKE = {
     ],
 }
 """Packs whose runs differ in all that may differ."""
-
-
-@pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training in double precision throughout, where rounding is no excuse."""
-
-    def doubled(tensors: LoraTensors) -> LoraTensors:
-        text_encoder = tensors.text_encoder
-        return LoraTensors(
-            {name: tensor.double() for name, tensor in tensors.unet.items()},
-            None if text_encoder is None else {name: tensor.double() for name, tensor in text_encoder.items()},
-        )
-
-    first_lora, draw_batch, encode = training.pack.first_lora, training.step.draw_batch, training.batches._encode
-
-    def draw(*arguments: object) -> Batch:
-        batch = draw_batch(*arguments)
-        return Batch(batch.latents.double(), batch.noise.double(), batch.timesteps, batch.prompts)
-
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(training.stable_diffusion, "TRAINED_DTYPE", torch.float64)
-    monkeypatch.setitem(training.methods._HALF_OR_FULL, "no", torch.float64)
-    monkeypatch.setattr(training.pack, "first_lora", lambda *arguments: doubled(first_lora(*arguments)))
-    monkeypatch.setattr(training.step, "draw_batch", draw)
-    monkeypatch.setattr(training.batches, "_encode", lambda *arguments: encode(*arguments).double())
-    training.batches.frozen_prompt_encoder.cache_clear()
-    yield
-    training.batches.frozen_prompt_encoder.cache_clear()
 
 
 def alone(config: LoraConfig, dataset: Dataset, steps: int) -> tuple[TrainingRun, list[float]]:
