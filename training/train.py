@@ -144,23 +144,29 @@ def _checkpoints(
     share: Share,
     watcher: _Watcher,
 ) -> Iterator[Checkpoint]:
-    run = start_run(config, dataset, device, resume_from, share)
     try:
-        with closing(Journal(run, out_dir, watcher.on_step)) as journal:
-            for step in scoring_steps(at_steps, config.max_train_steps):
-                if step > run.step:
-                    _advance(run, step, journal, watcher)
-                    checkpoint = journal.checkpoint()
-                    if run.step < step:
-                        raise TrainingStopped(f"at step {run.step}")
-                    yield checkpoint
-                    if share.is_first:  # only now: it may have been damaged before anybody had scored it
-                        drop_older_states(checkpoint)
-    finally:
-        del run
+        yield from _checkpoints_of_run(
+            start_run(config, dataset, device, resume_from, share), at_steps, out_dir, watcher
+        )
+    finally:  # nothing here holds the run by now
         if config.compile:
             torch.compiler.reset()  # torch keeps few variants of a module's code, and past them it compiles no more
         free_memory(device)
+
+
+def _checkpoints_of_run(
+    run: TrainingRun[TrainedModules], at_steps: Sequence[int], out_dir: Path, watcher: _Watcher
+) -> Iterator[Checkpoint]:
+    with closing(Journal(run, out_dir, watcher.on_step)) as journal:
+        for step in scoring_steps(at_steps, run.config.max_train_steps):
+            if step > run.step:
+                _advance(run, step, journal, watcher)
+                checkpoint = journal.checkpoint()
+                if run.step < step:
+                    raise TrainingStopped(f"at step {run.step}")
+                yield checkpoint
+                if run.share.is_first:  # only now: it may have been damaged before anybody had scored it
+                    drop_older_states(checkpoint)
 
 
 def free_memory(device: torch.device) -> None:
