@@ -9,9 +9,10 @@ import torch
 
 from tests.tiny_models import build_pipeline
 from training.config import LoraConfig, MixedPrecision, SubjectConfig
-from training.dataset import Dataset, Latents, encode_dataset, load_dataset, prepare_photos
+from training.dataset import Dataset, Latents, encode_dataset, load_dataset
 from training.methods import TrainedModules
 from training.pack import Member, Pack, start_pack, take_pack_step
+from training.preparation import prepare_photos
 from training.step import TrainingRun, apply_gradients
 from training.train import _forward_and_backward
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from evaluation.detectors import canny, load_detector
 from evaluation.generate import starting_noise
 from evaluation.hub import hub_answers
 from evaluation.pictures import grid
+from evaluation.reference_labels import reference_labels
 from training.errors import UserError
 from training.finite_pictures import run_pipeline
 from training.names import name_text, shown
@@ -84,27 +83,6 @@ def render_references(pipeline: StableDiffusionPipeline, config: RenderConfig, p
         )
         renders.append(Render(name_text(label), reference, condition, image))
     return renders
-
-
-def reference_labels(references: Sequence[Path]) -> list[str]:
-    """A name for each reference that no other has: its file's name, with its folder's where two are called alike.
-
-    Told apart without suffix and case, since renders are files of these names; what is still alike is numbered.
-    """
-    stems = Counter(path.stem.casefold() for path in references)
-    labels: list[str] = []
-    for path in references:
-        label = path.name if stems[path.stem.casefold()] == 1 else f"{path.parent.name} {path.name}".strip()
-        taken = {Path(other).stem.casefold() for other in labels}
-        numbers = (f"{Path(label).stem} {number}{path.suffix}" for number in itertools.count(2))
-        labels.append(
-            next(
-                name
-                for name in (label, *itertools.islice(numbers, len(references)))
-                if Path(name).stem.casefold() not in taken
-            )
-        )
-    return labels
 
 
 def contact_sheet(renders: Mapping[str, Sequence[Render]], cell_size: int = 256) -> Image.Image:

@@ -247,7 +247,7 @@ def render(
     ] = None,
 ) -> None:
     """Render the best trials with ControlNet."""
-    from sweeps.renders import render_run
+    from sweeps.rendering import render_run
 
     with Console(stderr=True).status("loading") as status:
         sheet = render_run(run, top, reference or [], progress=lambda name: status.update(Text(f"rendering {name}")))

@@ -1,6 +1,7 @@
 """A subject prepared once a sweep: square photos, captions, class pictures and the VAE's view of both.
 
-Disk is the interface. `prepare_photos` and `encode_dataset` fill a folder, every trial reads it with `load_dataset`:
+Disk is the interface. `prepare_photos` (`preparation.py`) and `encode_dataset` fill a folder, every trial reads it with
+`load_dataset`:
 
     dataset.json               captions, sources and settings, written last
     photos/000.png             square photos without metadata
@@ -12,8 +13,6 @@ Disk is the interface. `prepare_photos` and `encode_dataset` fill a folder, ever
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.canonical import canonical_json
 from training.class_images import keep_only_pictures_of, make_class_images, num_missing
-from training.config import SubjectConfig
 from training.errors import UserError
-from training.files import sha256_of, write_json, write_whole
-from training.names import name_text
-from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
-from training.pictures import Box, find_photos, pixel_digest, read_picture
+from training.files import sha256_of, write_whole
+from training.photos import crop_square, prepared_record
+from training.pictures import read_picture
+from training.preparation import key_of
 from training.share import ALONE, Share
 from training.stable_diffusion import base_model_fingerprint, choose_device, frozen_module
 
@@ -83,53 +80,6 @@ class Dataset:
     class_latents: Latents | None
 
 
-def prepare_photos(
-    subject: SubjectConfig, out_dir: str | Path, find_faces: Callable[[Image.Image], Sequence[Box]] | None = None
-) -> None:
-    """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
-
-    Args:
-        subject: photos and how to cut them.
-        out_dir: the dataset folder.
-        find_faces: gives the boxes of the faces in a picture, the one that counts first. Without it, or with
-            `crop: center`, squares are cut from the centre.
-
-    Raises:
-        UserError: from `check_photos`.
-    """
-    out_dir = Path(out_dir)
-    if subject.crop == "center":
-        find_faces = None
-    key = _photos_key(subject, with_faces=find_faces is not None)
-    if prepared_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
-        return
-    photos = check_photos(subject)
-    (out_dir / "dataset.json").unlink(missing_ok=True)
-    shutil.rmtree(out_dir / "photos", ignore_errors=True)
-    (out_dir / "photos").mkdir(parents=True)
-    records = []
-    for number, path in enumerate(photos):
-        image = read_picture(path)
-        faces = find_faces(image) if find_faces else []
-        face = faces[0] if faces else None
-        square = crop_square(image, face, subject.resolution)
-        file = f"photos/{number:03d}.png"
-        square.save(out_dir / file)
-        records.append(
-            {
-                "file": file,
-                "source": name_text(path.relative_to(subject.photos).as_posix()),
-                "caption": read_caption(path),
-                "repeats": num_repeats(path),
-                "face": face and [round(float(edge), 1) for edge in face],
-                "num_faces": len(faces) if find_faces else None,
-                "pixels": pixel_digest(square),
-            }
-        )
-    record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
-    write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
-
-
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
     """The square photos of a prepared folder with their captions, in order."""
     out_dir = Path(out_dir)
@@ -166,7 +116,7 @@ def encode_dataset(
     record = _need_record(out_dir)
     flip = bool(record["subject"]["random_flip"])
     resolution = int(record["subject"]["resolution"])
-    key = _key("photos", base_model_fingerprint(base_model), flip, [photo["pixels"] for photo in record["photos"]])
+    key = key_of("photos", base_model_fingerprint(base_model), flip, [photo["pixels"] for photo in record["photos"]])
     if _latents_key(out_dir / "latents.safetensors") != key:
         images = [photo.image for photo in load_prepared_photos(out_dir)]
         named = _encode(images, base_model, device)
@@ -179,7 +129,7 @@ def encode_dataset(
         files = make_class_images(
             out_dir / CLASS_IMAGES, base_model, class_prompt, class_images, device=device, progress=progress
         )
-        key = _key("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
+        key = key_of("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
         if _latents_key(out_dir / "class_latents.safetensors") != key:
             squares = [crop_square(read_picture(file), None, resolution) for file in files]
             named = _encode(squares, base_model, device)
@@ -312,35 +262,11 @@ def _digest(named: dict[str, Tensor]) -> str:
     return hashlib.sha256(save(dict(sorted(named.items())))).hexdigest()
 
 
-def _photos_key(subject: SubjectConfig, *, with_faces: bool) -> str:
-    sources = [
-        (path.relative_to(subject.photos).as_posix(), sha256_of(path), read_caption(path))
-        for path in find_photos(subject.photos)
-    ]
-    settings = json.loads(canonical_json(subject, exclude={"photos"}))
-    return _key("v1", settings, with_faces, sources)
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def _need_record(out_dir: Path) -> dict[str, Any]:
     record = prepared_record(out_dir)
     if not record:
         raise UserError(f"dataset: {out_dir} holds no prepared photos (no whole dataset.json); prepare_photos makes it")
     return record
-
-
-def _prepared_photos_are_whole(out_dir: Path) -> bool:
-    """Are the prepared photos there, with the pixels that they had when they were made?"""
-    try:
-        return all(
-            pixel_digest(read_picture(out_dir / photo["file"])) == photo["pixels"]
-            for photo in prepared_record(out_dir)["photos"]
-        )
-    except UserError:  # one is missing or broken
-        return False
 
 
 def _need_class_prompt(record: dict[str, Any]) -> str:

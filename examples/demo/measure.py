@@ -35,7 +35,8 @@ from evaluation.references import References, embed_references
 from evaluation.score import score_images
 from training.checkpoint import load_pipeline
 from training.config import DreamBoothConfig, LoraConfig, SubjectConfig
-from training.dataset import encode_dataset, load_dataset, prepare_photos
+from training.dataset import encode_dataset, load_dataset
+from training.preparation import prepare_photos
 from training.stable_diffusion import load_base_model
 from training.train import train
 

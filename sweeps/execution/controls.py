@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.config import RenderConfig
-from evaluation.render import reference_labels
+from evaluation.reference_labels import reference_labels
 from sweeps.ledger.folder import RunFolder
 from training.errors import UserError
 from training.files import whole_folder

@@ -6,7 +6,7 @@ So it costs no process of its own, and what it had to load is there when trials 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -15,21 +15,20 @@ from ray.exceptions import RayActorError, RayTaskError
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.ends import Preempted
 from sweeps.execution.servers import TrialServers
+from sweeps.execution.task import Job
 from training.errors import UserError
 
-Job = Callable[[], Iterator[str]]
-"""It says what it does, a line each; done again from its beginning, it goes on from what it has left in the run."""
 MAX_LOSSES = 3
 """Servers that a job may lose, each with its machine or told to end, before it is given up."""
 SECONDS_TO_LOOK = 1.0
 """At the latest, the driver looks again for servers that are up."""
 
 
-def do_jobs(jobs: Sequence[Job], servers: TrialServers, resources: TrialResources) -> Iterator[str]:
+def do_jobs(jobs: Sequence[Job], servers: TrialServers, resources: TrialResources) -> Iterator[Any]:
     """Have jobs done, as many at one time as there is room for.
 
     Args:
-        jobs: to be sent to other processes: functions of a module and their arguments, by `functools.partial`.
+        jobs: in the order in which they are begun.
         servers: the sweep's.
         resources: what each job needs.
 

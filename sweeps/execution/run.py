@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,26 +31,18 @@ from sweeps.execution.cluster import (
 )
 from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
-from sweeps.execution.full_scores import FullScores, batches_of, score_in_full
+from sweeps.execution.full_scores import FullScores, batches_of
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.jobs import do_jobs
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
+from sweeps.execution.preparation import Preparation, prepare_subject
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.servers import TrialServers
 from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
-from sweeps.execution.stages import (
-    Preparation,
-    check_models_and_encode_photos,
-    draw_share_of_class_images,
-    finish_preparation,
-    prepare_subject,
-    render_where_trials_run,
-    shares_of_class_images,
-)
 from sweeps.execution.stopping import make_scheduler
-from sweeps.execution.task import Scoring, TrialTask
+from sweeps.execution.task import Job, Scoring, TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
@@ -70,8 +62,9 @@ from sweeps.search.listed import have_ended, is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
 from sweeps.wording import failure_text
 from training.errors import UserError
-from training.flops import flops_of
 from training.layout import STATE_FILE
+from training.passes import Pass
+from training.share import Share
 
 
 def run_sweep(
@@ -119,17 +112,43 @@ def run_sweep(
         results = read_results(folder.dir)
         if (best := results.champion.row) is not None and best.checkpoint is not None:
             folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
-        folder.push(write_results_csv(folder.dir, results.rows), _write_work(results, config.base_model))
+        folder.push(
+            write_results_csv(folder.dir, results.rows),
+            _write_work(results, partial(_measure_here, base_model=config.base_model)),
+        )
     return folder.dir
 
 
-def _write_work(results: Results, base_model: str) -> Path:
+Measure = Callable[[Collection[Pass]], Mapping[Pass, int] | None]
+"""Tells the FLOPs of a sample of each kind."""
+
+
+def _write_work(results: Results, measure: Measure) -> Path:
     """Write down what was computed, and what it would have taken otherwise."""
     account, written = account_of(results), read_work(results.folder)
     known = {} if written is None else {cost.kind: cost.flops for cost in written.costs}
-    measured = flops_of(account.kinds - known.keys(), base_model)
-    costs = None if measured is None else known | measured
+    unknown = account.kinds - known.keys()
+    measured = measure(unknown) if unknown else {}
+    costs = None if measured is None else {**known, **measured}
     return write_work(results.folder, work_file(account, costs, seconds_by_stage(results)))
+
+
+def _measure_here(kinds: Collection[Pass], base_model: str) -> Mapping[Pass, int] | None:
+    from training.flops import flops_of  # heavy, and mostly measured where trials run
+
+    return flops_of(kinds, base_model)
+
+
+def _count_work(config: SweepConfig, folder: RunFolder, servers: TrialServers, resources: TrialResources) -> None:
+    """Write down what was computed, measured where the base model's code is loaded already."""
+
+    def measure(kinds: Collection[Pass]) -> Mapping[Pass, int] | None:
+        job = Job("sweeps.execution.stages:measure_costs", (kinds, config.base_model))
+        (costs,) = do_jobs([job], servers, resources)
+        return costs  # type: ignore[no-any-return]
+
+    with suppress(RayError):  # it is then measured here
+        _write_work(read_results(folder.dir), measure)
 
 
 def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
@@ -188,6 +207,7 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
             _run_trials(config, folder, resources, machines, servers, console, gauges)
             _score_best_in_full(config, folder, servers, for_jobs, console)
             _render_best(config, folder, servers, for_jobs, console)
+            _count_work(config, folder, servers, for_jobs)
 
 
 def _prepare(
@@ -205,8 +225,13 @@ def _prepare(
     asked = replace(
         Preparation.of(config, folder, resources.device, resources.cpus), render=send_controls(config.render, folder)
     )
-    draws = [partial(draw_share_of_class_images, asked, share) for share in shares_of_class_images(asked, servers.room)]
-    for jobs in ([partial(check_models_and_encode_photos, asked)], draws, [partial(finish_preparation, asked)]):
+    num_processes = min(servers.room, asked.num_class_images)
+    shares = [Share(rank, num_processes) for rank in range(num_processes)]
+    for jobs in (
+        [Job("sweeps.execution.stages:check_models_and_encode_photos", (asked,))],
+        [Job("sweeps.execution.stages:draw_share_of_class_images", (asked, share)) for share in shares],
+        [Job("sweeps.execution.stages:finish_preparation", (asked,))],
+    ):
         for said in do_jobs(jobs, servers, resources):
             _say(console, said)
     folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
@@ -225,7 +250,8 @@ def _score_best_in_full(
         _say(console, f"scoring the best {len(due)} checkpoints in full")
         batches = batches_of(due, folder, servers.room, config.resources.pack_size)
         try:
-            for said in do_jobs([partial(score_in_full, asked, batch) for batch in batches], servers, resources):
+            jobs = [Job("sweeps.execution.score_in_full:score_in_full", (asked, batch)) for batch in batches]
+            for said in do_jobs(jobs, servers, resources):
                 _say(console, said)
         except RayError as error:
             _say(console, f"not all are scored in full: {failure_text(getattr(error, 'cause', None) or error)}")
@@ -246,7 +272,7 @@ def _render_best(
     if job is None:
         return
     job = replace(job, render=send_controls(job.render, folder) or job.render)
-    rendering = partial(render_where_trials_run, job, str(folder.dir), config.storage)
+    rendering = Job("sweeps.execution.stages:render_where_trials_run", (job, str(folder.dir), config.storage))
     try:
         for said in do_jobs([rendering], servers, resources):
             _say(console, said)

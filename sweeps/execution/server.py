@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from ray.exceptions import RayTaskError
 
 from sweeps.execution.ends import Preempted
 from sweeps.execution.machines import this_machine
-from sweeps.execution.task import WorkerRecipe
+from sweeps.execution.task import Job, WorkerRecipe
 from sweeps.ledger.records import ScoredCheckpoint
 from training.share import ALONE
 
@@ -89,7 +89,7 @@ class TrialServer:
         finally:
             self._is_busy = False
 
-    def do(self, job: Callable[[], Iterator[str]]) -> Iterator[str]:
+    def do(self, job: Job) -> Iterator[Any]:
         """Work that is no trial's.
 
         Raises:
@@ -100,7 +100,7 @@ class TrialServer:
         self._does_a_job = True
         try:
             with self._noticing_a_spoilt_process():
-                yield from job()
+                yield from job.do()
         finally:
             self._does_a_job = False
 

@@ -1,4 +1,4 @@
-"""What is done once a sweep, before its trials and after them; mostly where trials run.
+"""What is done once a sweep where trials run, before them and after them: jobs of trial servers.
 
 Every stage is given the sections that it needs by the driver, which has validated them, and works in the run folder.
 None reads the sweep file: what lies there may still be an older one.
@@ -6,102 +6,36 @@ None reads the sweep file: what lies there may still be an older one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 
 from evaluation.checks import check_clip, check_render
-from evaluation.config import FaceConfig, RenderConfig
-from evaluation.face import face_boxes
-from evaluation.face_encoders import load_face_encoder
 from evaluation.prompt import load_clip
-from evaluation.references import References, embed_references
-from sweeps.config import SweepConfig, class_images_needed
 from sweeps.execution.machines import check_seen
+from sweeps.execution.preparation import Preparation
 from sweeps.execution.same_models import check_same_models
 from sweeps.execution.scoring import score_base, use_threads
-from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL
-from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
-from sweeps.prompts import Text, Texts, cut_texts, refuse_cut
-from sweeps.renders import RenderJob, render_best
+from sweeps.prompts import cut_texts, refuse_cut
+from sweeps.rendering import render_best
+from sweeps.renders import RenderJob
 from sweeps.space import MethodSpace, corners_of
-from training.class_images import BATCH_SIZE
-from training.config import METHODS, SubjectConfig
+from training.config import METHODS
 from training.dataset import (
     begin_class_images,
     draw_class_images,
     encode_dataset,
     num_class_images_missing,
-    prepare_photos,
 )
 from training.errors import UserError
+from training.flops import flops_of
 from training.layout import STATE_FILE
-from training.pictures import find_photos
+from training.passes import Pass
 from training.share import ALONE, Share
 from training.stable_diffusion import base_model_fingerprint, load_base_model
-from training.tokenizer import reader_of_base_model, reader_of_pipeline
+from training.tokenizer import reader_of_pipeline
 from training.train import check_training
-
-
-def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> list[str]:
-    """Crop the photos and embed their faces, on the CPU; done already, it does little.
-
-    Returns:
-        What the user should know of the photos before anything is trained on them, in sentences.
-
-    Raises:
-        UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
-    """
-    encoder = load_face_encoder(face.encoder, "cpu")
-    folder.claim("face_encoder", encoder.name)
-    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
-    if not _references_are_whole(folder):
-        embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
-    return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
-
-
-def _references_are_whole(folder: RunFolder) -> bool:
-    try:
-        References.load(folder.reference_file)
-    except UserError:  # none yet, or damaged since
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What all trials share, as the driver asks for it."""
-
-    run_dir: str
-    storage: str | None
-    device: str
-    cpus: float
-    methods: Mapping[str, MethodSpace]
-    num_class_images: int
-    scoring: Scoring
-    render: RenderConfig | None
-    texts: Texts
-    uncounted_captions: tuple[Text, ...]
-    """Those whose length could not be known before the base model was loaded."""
-
-    @classmethod
-    def of(cls, config: SweepConfig, folder: RunFolder, device: str, cpus: float = 1) -> Preparation:
-        """As the sweep file says, on this device."""
-        texts = Texts.of(config)
-        return cls(
-            run_dir=str(folder.dir),
-            storage=config.storage,
-            device=device,
-            cpus=cpus,
-            methods=config.methods,
-            num_class_images=class_images_needed(config),
-            scoring=Scoring.of(config),
-            render=config.render,
-            texts=texts,
-            uncounted_captions=() if reader_of_base_model(config.base_model) else texts.captions,
-        )
 
 
 def prepare_run(asked: Preparation) -> Iterator[str]:
@@ -141,12 +75,6 @@ def check_models_and_encode_photos(asked: Preparation) -> Iterator[str]:
     if asked.num_class_images:
         begin_class_images(folder.dataset_dir, base_model)
     folder.push(folder.identity_file, folder.dataset_dir)
-
-
-def shares_of_class_images(asked: Preparation, room: int) -> list[Share]:
-    """Of so many processes, none without a batch of its own to draw."""
-    num_processes = min(room, -(-asked.num_class_images // BATCH_SIZE))
-    return [Share(rank, num_processes) for rank in range(num_processes)]
 
 
 def draw_share_of_class_images(asked: Preparation, share: Share) -> Iterator[str]:
@@ -216,3 +144,8 @@ def render_where_trials_run(job: RenderJob, run_dir: str, storage: str | None) -
             folder.pull(folder.dir / row.checkpoint, without=(STATE_FILE,))
     render_best(job, folder)
     folder.push(folder.renders_dir)
+
+
+def measure_costs(kinds: Collection[Pass], base_model: str) -> Iterator[Mapping[Pass, int] | None]:
+    """FLOPs of a sample of each kind, as `training.flops.flops_of` tells them."""
+    yield flops_of(kinds, base_model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.config import EvaluationConfig
 from sweeps.config import ChampionConfig, SweepConfig, rare_token
@@ -75,3 +75,20 @@ class WorkerRecipe:
         """The worker that has this share of the trial."""
         worker_class: type[TrialWorker] = pkgutil.resolve_name(self.worker_class)
         return worker_class(self.task, self.trial, self.hyperparameters, self.reached, share)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work that is no trial's, for a trial server.
+
+    Done again from its beginning, it goes on from what it has left in the run folder.
+    """
+
+    function: str
+    """`module:name`, found where it is done and imported nowhere else: it is heavy. It yields what it has to say."""
+    arguments: tuple[Any, ...]
+
+    def do(self) -> Iterator[Any]:
+        """Do it, here."""
+        said: Iterator[Any] = pkgutil.resolve_name(self.function)(*self.arguments)
+        return said

@@ -71,7 +71,8 @@ class Stage:
     def _prepare(self) -> None:
         """Photos, latents and the base model's scores, made once for both sides."""
         environ = dict(os.environ)
-        from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+        from sweeps.execution.preparation import Preparation, prepare_subject
+        from sweeps.execution.stages import prepare_run
 
         os.environ.clear()  # what that import set for Ray Tune is not for the plain side
         os.environ.update(environ)

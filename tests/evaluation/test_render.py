@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw
 
 from evaluation.checks import check_render
 from evaluation.config import RenderConfig
+from evaluation.reference_labels import reference_labels
 from evaluation.render import (
     Render,
     condition_image,
     contact_sheet,
     load_controlnet,
-    reference_labels,
     render_references,
     render_size,
 )

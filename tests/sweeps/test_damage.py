@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from evaluation.references import References
-from sweeps.execution.stages import prepare_subject
+from sweeps.execution.preparation import prepare_subject
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.results import read_results
 from tests.sweeps.command import Command
@@ -24,8 +24,9 @@ from tests.sweeps.test_older_runs import PLACEHOLDER, REPOSITORY, RUNS
 from training.checkpoint import latest_checkpoint, open_checkpoint
 from training.class_images import _keep_only_pictures_of
 from training.config import SubjectConfig
-from training.dataset import encode_dataset, load_dataset, load_prepared_photos, prepare_photos
+from training.dataset import encode_dataset, load_dataset, load_prepared_photos
 from training.errors import UserError
+from training.preparation import prepare_photos
 from training.stats import STATS_FILE, read_stats
 
 CHAMPION = "lora_r1_lr1e-3_1c277f"

@@ -86,3 +86,11 @@ def test_a_run_is_watched_without_what_made_it(tmp_path: Path) -> None:
     """The page's server starts at once, and beside a driver it takes no memory for what it does not use."""
     run = build_run(tmp_path / "ada", num_trials=3)
     assert heavy_modules_of("watch", str(run), "--port", "0") == set()
+
+
+@pytest.mark.parametrize("module", ["run", "trial", "server"])
+def test_who_asks_others_to_compute_loads_nothing_that_computes(module: str) -> None:
+    """The driver, a trial beside its server, and a server before its first work: so a sweep begins at once."""
+    code = f"import json, sys; import sweeps.execution.{module}; print(json.dumps([*sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert HEAVY & set(json.loads(done.stdout.splitlines()[-1])) <= {"ray", "optuna"}

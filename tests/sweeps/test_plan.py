@@ -89,7 +89,8 @@ def test_a_checkpoint_takes_the_disk_that_was_estimated(
 ) -> None:
     """The estimate of a checkpoint's weights is right within the small files around them."""
     from training.config import SubjectConfig
-    from training.dataset import encode_dataset, load_dataset, prepare_photos
+    from training.dataset import encode_dataset, load_dataset
+    from training.preparation import prepare_photos
     from training.train import train
 
     subject = SubjectConfig(photos=photos, instance_prompt="a photo of sks woman", resolution=64)
@@ -116,7 +117,8 @@ def test_full_training_takes_the_memory_that_was_estimated(
     import torch
 
     from training.config import SubjectConfig
-    from training.dataset import encode_dataset, load_dataset, prepare_photos
+    from training.dataset import encode_dataset, load_dataset
+    from training.preparation import prepare_photos
     from training.step import apply_gradients, start_run
 
     subject = SubjectConfig(photos=photos, instance_prompt="a photo of sks woman", resolution=64)

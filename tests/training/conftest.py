@@ -15,8 +15,9 @@ import training.stable_diffusion
 import training.step
 from training.batches import Batch
 from training.config import SubjectConfig
-from training.dataset import Dataset, encode_dataset, load_dataset, prepare_photos
+from training.dataset import Dataset, encode_dataset, load_dataset
 from training.methods import LoraTensors
+from training.preparation import prepare_photos
 
 NUM_CLASS_IMAGES = 4
 

@@ -24,11 +24,11 @@ from training.dataset import (
     load_dataset,
     load_prepared_photos,
     num_class_images_missing,
-    prepare_photos,
 )
 from training.errors import DivergedError
 from training.photos import crop_remarks
 from training.pictures import read_picture
+from training.preparation import prepare_photos
 from training.share import Share
 from training.stable_diffusion import base_pipeline
 

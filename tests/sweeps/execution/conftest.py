@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.preparation import Preparation, prepare_subject
+from sweeps.execution.stages import prepare_run
 from sweeps.execution.task import TrialTask
 from sweeps.ledger.folder import RunFolder
 from tests.sweeps.tiny_sweep import ONE_CPU

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-import sweeps.execution.full_scores
+import sweeps.execution.score_in_full
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
-from sweeps.execution.full_scores import FullScores, Wanted, batches_of, score_in_full
+from sweeps.execution.full_scores import FullScores, Wanted, batches_of
+from sweeps.execution.score_in_full import score_in_full
 from sweeps.execution.task import Scoring
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder
@@ -96,15 +97,25 @@ def test_a_first_look_and_the_rest_are_a_full_score(
             assert mine.prompt_alignment == pytest.approx(other.prompt_alignment, abs=0.01)
 
 
+def test_a_batch_that_was_cut_off_goes_on(screened: RunFolder) -> None:
+    """What a process had scored before it was lost is not scored again."""
+    asked, wanted = asked_in(screened), [Wanted(name, 4) for name in NAMES[:2]]
+    assert len(list(score_in_full(asked, wanted[:1]))) == 1
+    before = read(screened, NAMES[0])
+    assert [said.split()[0] for said in score_in_full(asked, wanted)] == [NAMES[1]]
+    assert read(screened, NAMES[0]) == before
+    assert list(score_in_full(asked, wanted)) == []
+
+
 def test_one_whose_pictures_overflow_fails_alone(screened: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would have at its scoring point; it keeps its first look."""
-    make = sweeps.execution.full_scores.make_packed_pictures
+    make = sweeps.execution.score_in_full.make_packed_pictures
 
     def overflow(scoring: Any, folder: Any, points: Any, device: str) -> dict[Any, Exception]:
         failed = make(scoring, folder, points, device)
         return failed | {point: NonFinitePictureError("prompt 0, seed 1") for point in points if point[0] == NAMES[0]}
 
-    monkeypatch.setattr(sweeps.execution.full_scores, "make_packed_pictures", overflow)
+    monkeypatch.setattr(sweeps.execution.score_in_full, "make_packed_pictures", overflow)
     list(score_in_full(asked_in(screened), [Wanted(NAMES[0], 2), Wanted(NAMES[1], 2)]))
     first, second = read(screened, NAMES[0]), read(screened, NAMES[1])
     assert (first.status, first.fault) == ("failed", "trial")

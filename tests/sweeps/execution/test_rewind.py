@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sweeps.asked import listed_trials
 from sweeps.config import SweepConfig, resolved_yaml
+from sweeps.execution.preparation import Preparation, prepare_subject
 from sweeps.execution.rewind import rewind_damaged
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.stages import prepare_run
 from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder

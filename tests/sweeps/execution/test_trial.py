@@ -24,7 +24,8 @@ from sweeps.config import SweepConfig, load_sweep, parse_sweep, rare_token
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.failures import TRACEBACK_FILE
 from sweeps.execution.machines import MachineError
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.preparation import Preparation, prepare_subject
+from sweeps.execution.stages import prepare_run
 from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder

@@ -19,13 +19,15 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import CLIPTextModel
 
 from sweeps.config import SweepConfig, resolved_yaml
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.preparation import Preparation, prepare_subject
+from sweeps.execution.stages import prepare_run
 from sweeps.execution.trial import SweepTrial
 from sweeps.execution.worker import TrialTask
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
 from sweeps.ledger.records import TrialRecord
-from sweeps.renders import due_renders, render_best
+from sweeps.rendering import render_best
+from sweeps.renders import due_renders
 from sweeps.results.results import read_results
 from sweeps.results.work import account_of, seconds_by_stage
 from sweeps.results.work_file import work_file

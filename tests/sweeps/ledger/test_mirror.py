@@ -16,7 +16,8 @@ import fsspec
 import pytest
 
 from sweeps.config import SweepConfig, resolved_yaml
-from sweeps.execution.stages import Preparation, prepare_run, prepare_subject
+from sweeps.execution.preparation import Preparation, prepare_subject
+from sweeps.execution.stages import prepare_run
 from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.export.export import export_checkpoint
