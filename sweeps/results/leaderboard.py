@@ -122,11 +122,15 @@ def base_row(rows: Iterable[Row]) -> Row | None:
 def best_first(rows: Iterable[Row], rule: ChampionRule) -> list[Row]:
     """The rule's order, the base model where its own scores put it; ties to lower rank, then by name.
 
-    Trials of an earlier state of the sweep file stand behind all that it asks for.
+    Trials of an earlier state of the sweep file stand behind all that it asks for. Where some were scored by a first
+    look alone, the base model stands among these: before them it would look better than what it is worse than.
     """
+    rows = list(rows)
+    is_mixed = any(row.screened for row in rows)
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (row.earlier, *rule.order(row), math.inf if row.rank is None else row.rank, row.trial)
+        placed = row.model_copy(update={"screened": True}) if row.is_base and is_mixed else row
+        return (row.earlier, *rule.order(placed), math.inf if row.rank is None else row.rank, row.trial)
 
     return sorted(rows, key=key)
 

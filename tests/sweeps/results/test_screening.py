@@ -158,6 +158,20 @@ def test_what_was_scored_in_full_stands_before_any_first_look(screened: Path, in
     assert mean_face_similarity(named.row.image_scores) == pytest.approx(named.row.face_similarity)
 
 
+def test_the_base_model_stands_below_the_first_looks_that_beat_it(screened: Path, in_full: Results) -> None:
+    """It has all of its pictures, and would stand before all of them."""
+    results = scored_in_full(screened, in_full, due_full_scores(read_results(screened), evaluation_of(in_full, BY_ONE)))
+    assert results.base is not None
+    before = results.rows[: results.rows.index(results.base)]
+    better = [
+        row
+        for row in results.rows
+        if results.rule.qualifies(row) and row.face_similarity > results.base.face_similarity
+    ]
+    assert any(row.screened for row in better)
+    assert {row.key for row in better} == {row.key for row in before}
+
+
 def test_while_a_sweep_runs_the_champion_is_one_of_a_first_look_and_says_so(screened: Path) -> None:
     named = read_results(screened).champion
     assert named.row is not None
