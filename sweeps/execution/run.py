@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from contextlib import closing, suppress
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from ray import tune
-from ray.exceptions import RayError
 from rich.console import Console
 from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.execution.around_trials import AroundTrials, measure_here, write_work_of
 from sweeps.execution.cluster import (
     TrialResources,
     check_cluster,
@@ -29,42 +28,32 @@ from sweeps.execution.cluster import (
     stage_resources,
     trials_at_once,
 )
-from sweeps.execution.controls import send_controls
 from sweeps.execution.failures import out_of_tune
-from sweeps.execution.full_scores import FullScores, batches_of
 from sweeps.execution.gauges import Gauges, sweep_id
-from sweeps.execution.jobs import do_jobs
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
-from sweeps.execution.preparation import Preparation, prepare_subject
 from sweeps.execution.rewind import rewind_damaged
 from sweeps.execution.servers import TrialServers
 from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
 from sweeps.execution.stopping import make_scheduler
-from sweeps.execution.task import Job, Scoring, TrialTask
+from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key
 from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.privacy import open_to_all
-from sweeps.ledger.records import BASE_TRIAL
 from sweeps.plan import check_disk, check_sweep, failing_disk_explained
 from sweeps.renders import due_renders
 from sweeps.results.leaderboard import write_results_csv
-from sweeps.results.results import Results, read_results
+from sweeps.results.results import read_results
 from sweeps.results.rule import ChampionRule
 from sweeps.results.screening import due_full_scores
-from sweeps.results.work import account_of, seconds_by_stage
-from sweeps.results.work_file import read_work, work_file, write_work
 from sweeps.search.listed import have_ended, is_complete, trials_asked_for
 from sweeps.search.searcher import LedgerSearcher
-from sweeps.wording import failure_text
 from training.errors import UserError
 from training.layout import STATE_FILE
-from training.passes import Pass
-from training.share import Share
 
 
 def run_sweep(
@@ -114,41 +103,9 @@ def run_sweep(
             folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
         folder.push(
             write_results_csv(folder.dir, results.rows),
-            _write_work(results, partial(_measure_here, base_model=config.base_model)),
+            write_work_of(results, partial(measure_here, base_model=config.base_model)),
         )
     return folder.dir
-
-
-Measure = Callable[[Collection[Pass]], Mapping[Pass, int] | None]
-"""Tells the FLOPs of a sample of each kind."""
-
-
-def _write_work(results: Results, measure: Measure) -> Path:
-    """Write down what was computed, and what it would have taken otherwise."""
-    account, written = account_of(results), read_work(results.folder)
-    known = {} if written is None else {cost.kind: cost.flops for cost in written.costs}
-    unknown = account.kinds - known.keys()
-    measured = measure(unknown) if unknown else {}
-    costs = None if measured is None else {**known, **measured}
-    return write_work(results.folder, work_file(account, costs, seconds_by_stage(results)))
-
-
-def _measure_here(kinds: Collection[Pass], base_model: str) -> Mapping[Pass, int] | None:
-    from training.flops import flops_of  # heavy, and mostly measured where trials run
-
-    return flops_of(kinds, base_model)
-
-
-def _count_work(config: SweepConfig, folder: RunFolder, servers: TrialServers, resources: TrialResources) -> None:
-    """Write down what was computed, measured where the base model's code is loaded already."""
-
-    def measure(kinds: Collection[Pass]) -> Mapping[Pass, int] | None:
-        job = Job("sweeps.execution.stages:measure_costs", (kinds, config.base_model))
-        (costs,) = do_jobs([job], servers, resources)
-        return costs  # type: ignore[no-any-return]
-
-    with suppress(RayError):  # it is then measured here
-        _write_work(read_results(folder.dir), measure)
 
 
 def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
@@ -202,84 +159,13 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         )
         for_jobs = stage_resources(resources.values())
         with Gauges(sweep) as gauges, closing(servers):
-            _prepare(config, folder, servers, for_jobs, console)
+            around = AroundTrials(config, folder, servers, for_jobs, lambda text: _say(console, text))
+            around.prepare()
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
             _run_trials(config, folder, resources, machines, servers, console, gauges)
-            _score_best_in_full(config, folder, servers, for_jobs, console)
-            _render_best(config, folder, servers, for_jobs, console)
-            _count_work(config, folder, servers, for_jobs)
-
-
-def _prepare(
-    config: SweepConfig,
-    folder: RunFolder,
-    servers: TrialServers,
-    resources: TrialResources,
-    console: Console | None,
-) -> None:
-    """Once a sweep: photos here, everything that needs the base model where trials run."""
-    _say(console, "preparing the photos")
-    for remark in prepare_subject(config.subject, config.evaluation.face, folder):
-        _say(console, f"mind: {remark}")
-    folder.push(folder.identity_file, folder.dataset_dir)
-    asked = replace(
-        Preparation.of(config, folder, resources.device, resources.cpus), render=send_controls(config.render, folder)
-    )
-    num_processes = min(servers.room, asked.num_class_images)
-    shares = [Share(rank, num_processes) for rank in range(num_processes)]
-    for jobs in (
-        [Job("sweeps.execution.stages:check_models_and_encode_photos", (asked,))],
-        [Job("sweeps.execution.stages:draw_share_of_class_images", (asked, share)) for share in shares],
-        [Job("sweeps.execution.stages:finish_preparation", (asked,))],
-    ):
-        for said in do_jobs(jobs, servers, resources):
-            _say(console, said)
-    folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
-
-
-def _score_best_in_full(
-    config: SweepConfig,
-    folder: RunFolder,
-    servers: TrialServers,
-    resources: TrialResources,
-    console: Console | None,
-) -> None:
-    """Where checkpoints are screened, all pictures of those that could still win; a failure here loses nothing."""
-    asked = FullScores(str(folder.dir), config.storage, Scoring.of(config), resources)
-    while due := due_full_scores(read_results(folder.dir), config.evaluation):
-        _say(console, f"scoring the best {len(due)} checkpoints in full")
-        batches = batches_of(due, folder, servers.room, config.resources.pack_size)
-        try:
-            jobs = [Job("sweeps.execution.score_in_full:score_in_full", (asked, batch)) for batch in batches]
-            for said in do_jobs(jobs, servers, resources):
-                _say(console, said)
-        except RayError as error:
-            _say(console, f"not all are scored in full: {failure_text(getattr(error, 'cause', None) or error)}")
-            return
-        finally:
-            folder.pull(folder.trials_dir, ending="trial.json")
-
-
-def _render_best(
-    config: SweepConfig,
-    folder: RunFolder,
-    servers: TrialServers,
-    resources: TrialResources,
-    console: Console | None,
-) -> None:
-    """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""
-    job = due_renders(config, folder)
-    if job is None:
-        return
-    job = replace(job, render=send_controls(job.render, folder) or job.render)
-    rendering = Job("sweeps.execution.stages:render_where_trials_run", (job, str(folder.dir), config.storage))
-    try:
-        for said in do_jobs([rendering], servers, resources):
-            _say(console, said)
-        folder.pull(folder.renders_dir)
-    except (RayError, UserError) as error:
-        reason = failure_text(getattr(error, "cause", None) or error)
-        _say(console, f"no renders: {reason}; repeat them with: dreamsweep render {folder.dir}")
+            around.score_best_in_full()
+            around.render_best()
+            around.count_work()
 
 
 def _say(console: Console | None, text: str) -> None:
