@@ -144,19 +144,7 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
         sweep = sweep_id(folder)
         _say(console, f"in Ray's metrics it is sweep={sweep}")
         machines = Machines(asked_once_a_second(alive_machines))
-        servers = TrialServers(
-            resources,
-            at_once=asked_once_a_second(
-                lambda: trials_at_once(
-                    config.resources.autoscaling,
-                    resources.values(),
-                    config.search.max_concurrent_trials,
-                    num_planned(config),
-                )
-            ),
-            to_avoid=machines.to_avoid,
-            pack_size=config.resources.pack_size,
-        )
+        servers = _servers_for(config, resources, machines)
         for_jobs = stage_resources(resources.values())
         with Gauges(sweep) as gauges, closing(servers):
             around = AroundTrials(config, folder, servers, for_jobs, lambda text: _say(console, text))
@@ -166,6 +154,14 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
             around.score_best_in_full()
             around.render_best()
             around.count_work()
+
+
+def _servers_for(config: SweepConfig, resources: Mapping[str, TrialResources], machines: Machines) -> TrialServers:
+    def at_once() -> int:
+        limit, num_trials = config.search.max_concurrent_trials, num_planned(config)
+        return trials_at_once(config.resources.autoscaling, resources.values(), limit, num_trials)
+
+    return TrialServers(resources, asked_once_a_second(at_once), machines.to_avoid, config.resources.pack_size)
 
 
 def _say(console: Console | None, text: str) -> None:

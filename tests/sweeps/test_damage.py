@@ -5,7 +5,6 @@ pytest tests/sweeps/test_damage.py     about 40 seconds
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from sweeps.results.results import read_results
 from tests.sweeps.command import Command
 from tests.sweeps.test_older_runs import PLACEHOLDER, REPOSITORY, RUNS
 from training.checkpoint import latest_checkpoint, open_checkpoint
-from training.class_images import _keep_only_pictures_of
+from training.class_images import keep_only_pictures_of
 from training.config import SubjectConfig
 from training.dataset import encode_dataset, load_dataset, load_prepared_photos
 from training.errors import UserError
@@ -215,15 +214,16 @@ def test_a_damaged_checkpoint_is_never_opened(run: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_class_pictures_of_unknown_origin_are_drawn_anew(tmp_path: Path, damage: str) -> None:
+def test_class_pictures_of_unknown_origin_are_drawn_anew(tiny_base: str, tmp_path: Path, damage: str) -> None:
     """A damaged class_images.json says nothing of the pictures beside it."""
     folder = tmp_path / "class_images"
-    _keep_only_pictures_of(folder, {"class_prompt": "a woman"})
+    keep_only_pictures_of(folder, tiny_base, "a woman")
     Image.new("RGB", (8, 8)).save(folder / "00000.png")
     record = folder / "class_images.json"
-    record.write_bytes(DAMAGES[damage](record.read_bytes(), random.Random(3)))
-    _keep_only_pictures_of(folder, {"class_prompt": "a woman"})
-    assert json.loads(record.read_text()) == {"class_prompt": "a woman"}
+    whole = record.read_bytes()
+    record.write_bytes(DAMAGES[damage](whole, random.Random(3)))
+    keep_only_pictures_of(folder, tiny_base, "a woman")
+    assert record.read_bytes() == whole
     assert not (folder / "00000.png").exists()
 
 

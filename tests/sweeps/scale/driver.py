@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from sweeps.execution import run
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.keeper import LedgerKeeper
+from sweeps.execution.machines import Machines, alive_machines, asked_once_a_second
 from sweeps.ledger.folder import RunFolder
 from tests.sweeps.scale.fake_trial import CPUS_PER_TRIAL, FakeTrial, take_seconds
 from tests.sweeps.scale.packed_actors import packed_actors
@@ -45,11 +47,15 @@ def drive(config: SweepConfig, run_dir: Path, at_once: int, seconds: float, ende
 
     folder = RunFolder(run_dir)
     resources = dict.fromkeys(config.methods, TrialResources(CPUS_PER_TRIAL, 0))
+    machines = Machines(asked_once_a_second(alive_machines))
+    servers = run._servers_for(config, resources, machines)
     with (
         patch.object(run, "SweepTrial", FakeTrial),
         patch.object(run, "LedgerKeeper", CountingKeeper),
         packed_actors(FakeTrial, NUM_HOSTS, at_once),
         Gauges(sweep_id(folder)) as gauges,
+        closing(servers),
         Path(f"{run_dir}.out").open("w") as output,
     ):
-        run._run_trials(config, folder, resources, Console(file=output, width=200), gauges)
+        console = Console(file=output, width=200)
+        run._run_trials(config, folder, resources, machines, servers, console, gauges)
