@@ -49,8 +49,9 @@ OPTIONS = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def generated_code() -> None:
-    """Whoever asks for it compiles in earnest."""
+def generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for it compiles in earnest; some other test may have loaded Python 3.11's own distutils by then."""
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 @pytest.fixture(autouse=True)
