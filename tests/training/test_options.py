@@ -48,17 +48,12 @@ OPTIONS = pytest.mark.parametrize(
 """Compiling takes long: of DreamBooth it is seen once, with gradient checkpointing."""
 
 
-@pytest.fixture
-def generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for it compiles in earnest; some other test may have loaded Python 3.11's own distutils by then."""
-    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-
-
 @pytest.fixture(autouse=True)
-def _traced_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile without generating code: the UNet is traced as ever, and torch runs its graph."""
-    if "generated_code" in request.fixturenames:
-        return
+def _traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile without generating code, which takes minutes: the UNet is traced as ever, and torch runs its graph.
+
+    What a compiler makes of it, `python benchmarks/loop.py --options compile` shows.
+    """
     compile_module = nn.Module.compile
 
     def trace(module: nn.Module, *, dynamic: bool, options: object) -> None:
@@ -164,14 +159,6 @@ def test_moments_lie_as_their_channels_last_weights_do(dataset: Dataset, tmp_pat
     half = latest_checkpoint(tmp_path / "pieces")
     resumed = last(train(config, dataset, [2], half, out_dir=tmp_path / "pieces", device="cpu"))
     assert_same(weights(resumed), weights(whole))
-
-
-@pytest.mark.slow
-@NEEDS_COMPILER
-@pytest.mark.usefixtures("generated_code")
-def test_what_a_compiler_makes_of_a_lora_is_the_training_too(smallest: Dataset, tmp_path: Path) -> None:
-    """With generated code, as above, dropout included; one method, for it takes a minute."""
-    test_an_option_changes_a_training_by_rounding("lora", "compile", smallest, tmp_path)
 
 
 @pytest.mark.slow
