@@ -24,8 +24,9 @@ from ray.cluster_utils import Cluster
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.results import read_results
-from tests.chaos.faults import midway, newest_running
+from tests.chaos.faults import midway
 from tests.chaos.judge import Outcome, judge
+from tests.chaos.log import Entry
 from tests.chaos.stage import AT_STEPS, PATIENCE_SECONDS, ROOT, Case, Driver, Stage, entries
 from tests.s3_server import Request, S3Server, Weather
 from training.checkpoint import open_checkpoint
@@ -151,8 +152,14 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(
                 case.wait_for(lambda _: outage.is_over, driver)
             join("third")
             case.wait_for(lambda _: "is set aside" in words_of(case, driver), driver)
-            case.wait_for(midway(random.Random(0)), driver)
-            worker = newest_running(case)["pid"]
+            is_midway, trained_on = midway(random.Random(0)), list[Entry]()
+
+            def has_steps_to_lose(log: list[Entry]) -> bool:
+                trained_on[:] = beyond_its_last_score(log)
+                return is_midway(log) and bool(trained_on)
+
+            case.wait_for(has_steps_to_lose, driver)
+            worker = trained_on[-1]["pid"]
             lost = next(machine for machine in machines if machine.has(worker))
             lost.lose(worker)
             assert driver.end() == 0, driver.last_words
@@ -168,7 +175,7 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(
 
     verdict = judge(log, outcome, undisturbed)
     assert (verdict.lost, verdict.unfinished, verdict.champion_changed, verdict.repeated_beyond) == (0, 0, False, 0)
-    assert verdict.repeated <= AT_STEPS[0], "since its last scoring point"
+    assert 0 < verdict.repeated <= AT_STEPS[0], "since its last scoring point"
     assert any(record.num_restarts for record in RunFolder(run_dir).trials()), "somebody trained on what was lost"
     assert "one that this machine may read and write" in said, "the third machine was named with what it lacks"
     written = {request.who for request in s3.asked(method="PUT", path="/checkpoint-") if request.status == 200}
@@ -191,6 +198,14 @@ def test_a_sweep_over_an_object_store_loses_a_machine_and_nothing_else(
     assert all(entry["Key"].startswith(f"{prefix}/tiny/") for entry in listed)
     assert any("/dataset/" in entry["Key"] for entry in listed), "the photos are there"
     assert {request.acl for request in s3.log} == {None}, "and nobody is let in who is not let into the bucket"
+
+
+def beyond_its_last_score(log: list[Entry]) -> list[Entry]:
+    """Steps that a trial takes again when its machine is lost: it has not ended, and none of them has been scored."""
+    ended = {entry["trial"] for entry in entries(log, "ended")}
+    scored = {entry["trial"]: entry["step"] for entry in entries(log, "scored")}
+    running = [entry for entry in entries(log, "step") if entry["trial"] not in ended]
+    return [entry for entry in running if entry["step"] > scored.get(entry["trial"], 0)]
 
 
 def where_the_third_may_not_write(request: Request) -> Weather:
