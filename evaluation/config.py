@@ -43,6 +43,17 @@ class ClipConfig(_Section):
     """A tag of that model or a path to its weights; not given for a `local-dir:` model, which has its own."""
 
 
+class SecondOpinionConfig(_Section):
+    """Judges that have no part in the search: they score the finalists' trainings, and are named where they disagree.
+
+    Whatever selects by one encoder's score favours what that encoder likes.
+    """
+
+    face: FaceConfig | None = None
+    """Another encoder; its `references` are not asked: pictures are compared with the same photos."""
+    clip: ClipConfig | None = None
+
+
 class ScreeningConfig(_Section):
     """Scoring in two tiers: every checkpoint by a few pictures, and only those that could still win by all of them."""
 
@@ -76,6 +87,7 @@ class EvaluationConfig(_Section):
     """Default: every checkpoint is scored by all pictures."""
     face: FaceConfig = FaceConfig()
     clip: ClipConfig = ClipConfig()
+    second_opinion: SecondOpinionConfig | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
 
     @model_validator(mode="after")
     def _screening_is_by_fewer(self) -> Self:
@@ -85,6 +97,12 @@ class EvaluationConfig(_Section):
                 f"{self.screening.images_per_prompt}"
             )
         return self
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Prompt index and noise seed of every picture, prompt by prompt."""
+        seeds = [self.seed + i for i in range(self.images_per_prompt)]
+        return [(prompt_index, seed) for prompt_index in range(len(self.prompts)) for seed in seeds]
 
     @property
     def num_images(self) -> int:
@@ -105,6 +123,26 @@ class EvaluationConfig(_Section):
             "images_per_prompt": self.images_per_prompt - images_per_prompt,
         }
         return self.model_copy(update={**missing, "screening": None})
+
+
+SEEDS_BETWEEN_PROMPTS = 1000
+"""More than anybody asks of pictures of one prompt."""
+
+
+class ApartEvaluationConfig(EvaluationConfig):
+    """The same, with noise that no two prompts share: picture i of prompt p starts from seed `seed + 1000 p + i`.
+
+    A noise that all prompts share moves them together, so that a dozen prompts are not a dozen draws (docs/log.md).
+    """
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Prompt index and noise seed of every picture, prompt by prompt."""
+        return [
+            (prompt_index, self.seed + SEEDS_BETWEEN_PROMPTS * prompt_index + i)
+            for prompt_index in range(len(self.prompts))
+            for i in range(self.images_per_prompt)
+        ]
 
 
 class RenderConfig(_Section):

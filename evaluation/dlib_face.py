@@ -24,6 +24,9 @@ class DlibEncoder:
     Cosines of its embeddings are squeezed together: about 0.96 for one person, 0.82 for two.
     """
 
+    stranger_similarity = 0.86
+    """Measured on 40 people of the AT&T faces against the mean of five photos each (`benchmarks/face_crops.py`)."""
+
     name = (
         f"dlib (ResNet 128-d; frontal detector upsampled once, score {DLIB_MIN_SCORE} up, 5 landmarks, chip 150 px, "
         f"sides {DETECTION_SHORT_SIDE}-{DETECTION_LONG_SIDE} px)"

@@ -64,6 +64,9 @@ class DrawnFaceNetwork(nn.Module):
 class DrawnFaceEncoder:
     """Finds at most one drawn face in a picture."""
 
+    stranger_similarity = 0.02
+    """Of 200 people that the family never saw (`examples/demo/measure.py --sections face`)."""
+
     def __init__(self, network: DrawnFaceNetwork, name: str, device: torch.device | str | None = None) -> None:
         self.name = name
         self.device = torch.device(device or "cpu")

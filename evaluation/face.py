@@ -44,6 +44,11 @@ class FaceEncoder(Protocol):
         """Weights and crop in words; equal names mean comparable similarities."""
         ...
 
+    @property
+    def stranger_similarity(self) -> float:
+        """What other people's faces score, in [-1, 1]; a picture without a face is worth as much."""
+        ...
+
     def find_faces(self, images: Sequence[Image.Image]) -> list[list[Face]]:
         """All faces of each picture, largest box first; of equal ones the more central first."""
         ...

@@ -27,6 +27,9 @@ EMBEDDING_BATCH_SIZE = 16
 class FacenetEncoder:
     """facenet-pytorch: MTCNN finds and crops faces (160 px, margin 0), InceptionResnetV1 embeds them."""
 
+    stranger_similarity = 0.10
+    """Measured on 40 people of the AT&T faces against the mean of five photos each (`benchmarks/face_crops.py`)."""
+
     def __init__(self, weights: Path, weights_name: str, device: str | torch.device = "cpu") -> None:
         self.name = (
             f"{weights_name} (InceptionResnetV1; MTCNN crop {MTCNN_CROP_SIZE} px, margin 0, "

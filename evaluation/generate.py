@@ -82,7 +82,7 @@ def generate_packed(
     """
     sampler = with_scheduler(pipeline, _scheduler(pipeline, config))
     width, height = picture_size(pipeline, config)
-    all_cells = _cells(config)
+    all_cells = config.cells
     cells = [all_cells[place] for place in share.of(len(all_cells))]
     num_cells = max(1, config.batch_size // num_models)
     for start in range(0, len(cells), num_cells):
@@ -168,14 +168,12 @@ def load_images(folder: Path, config: EvaluationConfig) -> list[GeneratedImage]:
     Raises:
         UserError: one is missing or broken; names it.
     """
-    missing = [name for cell in _cells(config) if not (folder / (name := _file_name(*cell))).is_file()]
+    missing = [name for cell in config.cells if not (folder / (name := _file_name(*cell))).is_file()]
     if missing:
-        raise UserError(
-            f"{folder}: need {len(_cells(config))} pictures, {len(missing)} are missing ({missing[0]}, ...)"
-        )
+        raise UserError(f"{folder}: need {config.num_images} pictures, {len(missing)} are missing ({missing[0]}, ...)")
     return [
         GeneratedImage(config.prompts[index], index, seed, read_picture(folder / _file_name(index, seed)))
-        for index, seed in _cells(config)
+        for index, seed in config.cells
     ]
 
 
@@ -198,12 +196,6 @@ def generation_parameters(picture: GeneratedImage, config: EvaluationConfig, mod
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
-
-
-def _cells(config: EvaluationConfig) -> list[tuple[int, int]]:
-    """Prompt index and seed of every picture, prompt by prompt."""
-    seeds = [config.seed + i for i in range(config.images_per_prompt)]
-    return [(prompt_index, seed) for prompt_index in range(len(config.prompts)) for seed in seeds]
 
 
 def _file_name(prompt_index: int, seed: int) -> str:

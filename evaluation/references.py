@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from evaluation.face import Embedding, FaceEncoder, mean_embedding
+from evaluation.face import Embedding, FaceEncoder, face_similarity, mean_embedding
 from evaluation.scores import ReferencePhotos
 from training.errors import UserError
 from training.files import whole_file
@@ -49,11 +49,27 @@ class References:
     without_face: tuple[str, ...] = ()
     several_faces: tuple[str, ...] = ()
     """Photos of `used` in which more than one face was found; the largest was taken."""
+    no_face_similarity: float = 0.0
+    """What a picture without a face counts; 0 in files of 0.1."""
 
     @property
     def embedding(self) -> Embedding:
         """The reference vector [d], unit norm."""
         return mean_embedding(list(self.embeddings))
+
+    @property
+    def leave_one_out(self) -> tuple[float, ...]:
+        """Similarity of each photo to the mean of the others, in [-1, 1]: how like the person another real photo is.
+
+        None of a single photo.
+        """
+        faces = list(self.embeddings)
+        if len(faces) < 2:
+            return ()
+        return tuple(
+            face_similarity(face, mean_embedding([*faces[:place], *faces[place + 1 :]]))
+            for place, face in enumerate(faces)
+        )
 
     def excluding(self, image: Image.Image) -> Embedding | None:
         """The reference vector without `image`, if it is one of several photos; None if it is not one of them.
@@ -78,6 +94,7 @@ class References:
             without_face=self.without_face,
             several_faces=self.several_faces,
             likely_strangers=self.likely_strangers,
+            similarities=self.leave_one_out,
         )
 
     def save(self, path: str | Path) -> None:
@@ -88,6 +105,7 @@ class References:
             "digests": self.digests,
             "without_face": self.without_face,
             "several_faces": self.several_faces,
+            "no_face_similarity": self.no_face_similarity,
         }
         text = json.dumps(about)
         metadata = {"references": text, "digest": _digest(text, self.embeddings)}
@@ -112,8 +130,9 @@ class References:
             ) != _digest(text, embeddings):
                 raise ValueError("changed since it was written")
             about = json.loads(text)
-            encoder = about.pop("face_encoder")
-            return cls(encoder, embeddings, **{key: tuple(names) for key, names in about.items()})
+            encoder, no_face = about.pop("face_encoder"), float(about.pop("no_face_similarity", 0.0))
+            names = {key: tuple(names) for key, names in about.items()}
+            return cls(encoder, embeddings, no_face_similarity=no_face, **names)
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{path}: not a whole file of reference faces ({error}); the run command makes it anew from the photos"
@@ -183,6 +202,7 @@ def embed_references(photos: Sequence[Path], encoder: FaceEncoder) -> References
         digests=tuple(digests),
         without_face=tuple(without_face),
         several_faces=tuple(several_faces),
+        no_face_similarity=encoder.stranger_similarity,
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from evaluation.face import Face, FaceEncoder, face_similarity
+from evaluation.face import Embedding, Face, FaceEncoder, face_similarity
 from evaluation.rare_token import RARE_WORD, without_rare_token
 from evaluation.references import References, embed_references
 from evaluation.scores import ImageScore, Score, mean_face_similarity, mean_prompt_alignment, num_with_face
@@ -72,6 +72,7 @@ def score_images(
     face_encoder: FaceEncoder,
     clip: ClipScorer | None = None,
     rare_token: str | None = RARE_WORD,
+    trained: References | None = None,
 ) -> Score:
     """Score pictures one by one against the reference photos and, with a CLIP model, against their prompts.
 
@@ -81,6 +82,7 @@ def score_images(
         face_encoder: Finds and embeds the faces.
         clip: Judge of prompt alignment, if that is wanted.
         rare_token: Word(s) taken out of the prompts before CLIP reads them.
+        trained: The photos that were trained on, where `references` are others: likeness to them is told beside.
 
     Raises:
         UserError: no pictures, a picture without a prompt where CLIP is asked, or references of another encoder.
@@ -91,11 +93,12 @@ def score_images(
         )
     scores: list[ImageScore] = []
     for batch in _batches(images):
-        scores += _score_batch(batch, references, face_encoder, clip, rare_token)
+        scores += _score_batch(batch, references, face_encoder, clip, rare_token, trained)
     if not scores:
         raise UserError("pictures: need 1 or more to score, got 0")
     return Score(
-        face_similarity=mean_face_similarity(scores),
+        face_similarity=mean_face_similarity(scores, references.no_face_similarity),
+        no_face_similarity=references.no_face_similarity,
         prompt_alignment=mean_prompt_alignment(scores),
         num_images=len(scores),
         num_faces=num_with_face(scores),
@@ -187,14 +190,16 @@ def _score_batch(
     encoder: FaceEncoder,
     clip: ClipScorer | None,
     rare_token: str | None,
+    trained: References | None,
 ) -> list[ImageScore]:
     images = [picture.image for picture in pictures]
     alignments: list[float | None] = [None] * len(pictures)
     if clip is not None:
         prompts = [_clip_prompt(picture, rare_token) for picture in pictures]
         alignments = list(clip.prompt_alignment(images, prompts))
+    of_trained = None if trained is None else trained.embedding
     return [
-        _image_score(picture, faces, alignment, references)
+        _image_score(picture, faces, alignment, references, of_trained)
         for picture, faces, alignment in zip(pictures, encoder.find_faces(images), alignments, strict=True)
     ]
 
@@ -206,7 +211,11 @@ def _clip_prompt(picture: Picture, rare_token: str | None) -> str:
 
 
 def _image_score(
-    picture: Picture, faces: Sequence[Face], alignment: float | None, references: References
+    picture: Picture,
+    faces: Sequence[Face],
+    alignment: float | None,
+    references: References,
+    trained: Embedding | None,
 ) -> ImageScore:
     others = references.excluding(picture.image)
     reference = references.embedding if others is None else others
@@ -220,6 +229,7 @@ def _image_score(
         num_faces=len(faces),
         face_width=largest.box[2] - largest.box[0] if largest else None,
         face_probability=largest.probability if largest else None,
+        trained_similarity=face_similarity(largest.embedding, trained) if largest and trained is not None else None,
         left_out=others is not None,
     )
 

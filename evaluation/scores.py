@@ -12,9 +12,6 @@ from training.names import listed
 EVALUATOR_VERSION = "1"
 """Changes whenever the same pictures, encoder and CLIP model would get other scores: stored scores are then void."""
 
-NO_FACE_SIMILARITY = 0.0
-"""What a picture without a face counts in a mean: about what a stranger's face scores with a facenet encoder."""
-
 
 class _Record(BaseModel):
     """Read again years later: a key that a newer version wrote is passed over, a number that is none is refused."""
@@ -38,6 +35,8 @@ class ImageScore(_Record):
     """Width of the largest face in pixels: small faces score lower for reasons other than likeness."""
     face_probability: FiniteFloat | None = None
     """The detector's confidence in the largest face, in [0, 1]."""
+    trained_similarity: FiniteFloat | None = None
+    """Cosine of the largest face to the photos that were trained on, where the reference is of others."""
     left_out: bool = False
     """The picture is itself one of several reference photos and was compared with the mean of the others."""
 
@@ -46,15 +45,14 @@ class ImageScore(_Record):
         """What makes it the same picture in two trials: its file's name, which says prompt and seed."""
         return Path(self.file).name
 
-    @property
-    def counted(self) -> float:
-        """What the picture counts in a mean of face similarities, with or without a face."""
-        return NO_FACE_SIMILARITY if self.face_similarity is None else self.face_similarity
+    def counted(self, no_face_similarity: float) -> float:
+        """What the picture counts in a mean of face similarities; without a face, what a stranger's is worth."""
+        return no_face_similarity if self.face_similarity is None else self.face_similarity
 
 
-def mean_face_similarity(images: Sequence[ImageScore]) -> float:
-    """Of one picture or more, one without a face counting `NO_FACE_SIMILARITY`."""
-    return sum(image.counted for image in images) / len(images)
+def mean_face_similarity(images: Sequence[ImageScore], no_face_similarity: float) -> float:
+    """Of one picture or more; see `ImageScore.counted`."""
+    return sum(image.counted(no_face_similarity) for image in images) / len(images)
 
 
 def mean_prompt_alignment(images: Sequence[ImageScore]) -> float | None:
@@ -79,6 +77,8 @@ class ReferencePhotos(_Record):
     """The largest face was taken."""
     likely_strangers: tuple[str, ...] = ()
     """Photos whose face disagrees with the others'; they are in the mean all the same."""
+    similarities: tuple[FiniteFloat, ...] = ()
+    """Of each photo in the mean to the mean of the others: as like the person as another real photo is."""
 
     def remarks(self) -> list[str]:
         """What the user should know of them, in sentences."""
@@ -95,20 +95,63 @@ class ReferencePhotos(_Record):
         return remarks
 
 
+class NearestPhoto(_Record):
+    """A picture and the trained photo that it is nearest to."""
+
+    file: str
+    photo: str
+    distance: FiniteFloat = Field(ge=0)
+    """Root mean square of the pixels' differences, in [0, 1]."""
+    ratio: FiniteFloat = Field(ge=0)
+    """The same by the distance to the nearest unseen photo: well below 1 is a copy."""
+
+
+class CopyCheck(_Record):
+    """Whether pictures of the bare instance prompt are copies of training photos."""
+
+    nearest: tuple[NearestPhoto, ...]
+    share: FiniteFloat = Field(ge=0, le=1)
+    """Of the pictures, near a trained photo."""
+    is_copying: bool
+    num_unseen: int = 0
+    """Photos that were not trained on, by which nearness was judged."""
+
+
+class SecondOpinion(_Record):
+    """The scores of the same pictures by judges that had no part in the search."""
+
+    face_similarity: FiniteFloat | None = None
+    face_encoder: str | None = None
+    prompt_alignment: FiniteFloat | None = None
+    clip: str | None = None
+
+
+class Examination(_Record):
+    """What else is looked at in a checkpoint that may become the champion."""
+
+    copies: CopyCheck | None = None
+    """None for the base model, which has learnt no photo."""
+    class_similarity: FiniteFloat | None = None
+    """Face similarity of the class prompt's pictures, in [-1, 1]: how far the class has become the person."""
+
+
 class Score(_Record):
     """The scores of a set of pictures."""
 
     face_similarity: FiniteFloat
-    """Mean over all pictures, in [-1, 1]; one without a face counts 0."""
+    """Mean over all pictures, in [-1, 1]; one without a face counts `no_face_similarity`."""
     prompt_alignment: FiniteFloat | None = None
     """Mean over all pictures, in [-1, 1]; null without prompts."""
     num_images: int = Field(ge=1)
     num_faces: int = Field(ge=0)
     """Pictures with a face."""
+    no_face_similarity: FiniteFloat = 0.0
+    """What a picture without a face counts: what a stranger's face is worth to this encoder. 0 in 0.1."""
     face_encoder: str
     """Weights and crop: scores of different encoders are not comparable."""
     clip: str | None = None
     images: tuple[ImageScore, ...]
+    second_opinion: SecondOpinion | None = None
     references: ReferencePhotos | None = None
     passed_over: tuple[str, ...] = ()
     """Files and subfolders of a scored folder that were not looked at."""

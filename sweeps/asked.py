@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 
-from sweeps.config import SweepConfig
+from sweeps.config import ListedSweep, SweepConfig
 from sweeps.ledger.identity import config_hash
 from sweeps.space import draw, grid, holds, num_distinct, random_chooser
 from training.config import MethodConfig
@@ -22,7 +22,7 @@ MAX_REPEATS = 500
 
 def is_listed(config: SweepConfig) -> bool:
     """Are the trials decided beforehand, whatever is found?"""
-    return config.search.sampler in ("grid", "random")
+    return isinstance(config, ListedSweep) or config.search.sampler in ("grid", "random")
 
 
 def listed_trials(config: SweepConfig) -> list[MethodConfig]:
@@ -32,6 +32,8 @@ def listed_trials(config: SweepConfig) -> list[MethodConfig]:
 
 def _listed(config: SweepConfig) -> dict[str, MethodConfig]:
     """The same, by their hashes."""
+    if isinstance(config, ListedSweep):
+        return dict(_distinct(iter(config.trainings)))
     at_steps = config.evaluation.at_steps
     if config.search.sampler == "grid":
         return dict(_distinct(grid(config.methods, at_steps)))
@@ -56,7 +58,7 @@ def _distinct(configs: Iterator[MethodConfig]) -> Iterator[tuple[str, MethodConf
 
 def num_planned(config: SweepConfig) -> int:
     """How many trials the sweep will have: as many as were asked for, if the space holds them."""
-    if config.search.sampler == "grid":
+    if isinstance(config, ListedSweep) or config.search.sampler == "grid":
         return len(listed_trials(config))
     wanted = config.search.num_trials or DEFAULT_NUM_TRIALS
     return num_distinct(config.methods, config.evaluation.at_steps, wanted)

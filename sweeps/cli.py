@@ -32,6 +32,8 @@ from training.errors import UserError
 from training.names import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from evaluation.scores import Score
     from sweeps.results.leaderboard import Row
     from sweeps.results.results import Results
@@ -147,17 +149,23 @@ def run(
 
 def _run(sweep: Path, overrides: list[str], out: Path, address: str | None) -> Path:
     from sweeps.config import load_sweep
-    from sweeps.execution.machines import NoMachineLeft
     from sweeps.execution.run import run_sweep
-    from sweeps.execution.session import SweepInterrupted
     from sweeps.prompts import comments_in_texts
-    from sweeps.report.page import write_report
 
     config = load_sweep(sweep, overrides)
     for warning in comments_in_texts(sweep):
         _complain(f"mind: {warning}")
+    return _finish(lambda: run_sweep(config, out, address=address, console=Console(stderr=True)))
+
+
+def _finish(run_it: Callable[[], Path]) -> Path:
+    """Have a run folder filled, then write its report and say what came of it."""
+    from sweeps.execution.machines import NoMachineLeft
+    from sweeps.execution.session import SweepInterrupted
+    from sweeps.report.page import write_report
+
     try:
-        run_dir = run_sweep(config, out, address=address, console=Console(stderr=True))
+        run_dir = run_it()
     except (SweepInterrupted, NoMachineLeft) as end:
         _complain(str(end))
         raise typer.Exit(1) from None
@@ -188,6 +196,8 @@ def _what_is_missing(results: Results) -> str | None:
         return "no trial finished; the reasons are in the table and in trials/*/trial.json"
     if results.config is not None and (due := due_full_scores(results, results.config.evaluation)):
         return f"{len(due)} checkpoints that could still win are not scored in full; the same command scores them"
+    if results.finalists and not results.confirmations.is_whole:
+        return "the finalists are not all trained again; the same command goes on"
     if results.config is not None and due_renders(results.config, results.folder) is not None:
         return f"the sweep asks for renders that are missing; repeat them with: dreamsweep render {results.run_dir}"
     return None
@@ -201,6 +211,33 @@ def show(run: RunDir, top: Top = None, as_json: AsJson = False) -> None:
         typer.echo(json.dumps([row.as_dict() for row in results.rows[:top]], indent=1, allow_nan=False))
     else:
         _print_leaderboard(results, top)
+
+
+@app.command()
+def confirm(
+    run: RunDir,
+    trials: Annotated[
+        list[str] | None,
+        typer.Option("--trials", metavar="ID", help="A trial whose best checkpoint is trained again; else the best."),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", min=1, metavar="N", help="Pictures of each training, those that are there counted."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=2, metavar="N", help="Trainings of each, those that are there counted."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDR", help="A Ray cluster to use, such as `auto`; else this machine."),
+    ] = None,
+) -> None:
+    """Train the best again with other seeds, score them on more pictures, and name the champion anew."""
+    from sweeps.execution.confirm_run import confirm_run
+
+    console = Console(stderr=True)
+    _finish(lambda: confirm_run(run, trials or [], images, seeds, address, console))
 
 
 @app.command()
@@ -429,7 +466,9 @@ def _read(run: Path) -> Results:
 
 
 def _print_leaderboard(results: Results, top: int | None) -> None:
-    """The table, then the champion and the rule that named it."""
+    """The table, then the champion and the rule that named it, how sure it is, and what to do next."""
+    from sweeps.results.advice import advice_of
+
     table = Table(
         "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
     )
@@ -447,16 +486,41 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
         console.print(f"failed: {trial.trial}: {trial.reason}", markup=False, highlight=False)
     if len(failed) > MAX_ROWS:
         console.print(f"and {len(failed) - MAX_ROWS} more failed", highlight=False)
-    champion = results.champion
+    _print_finalists(results, console)
+    champion, advice = results.champion, advice_of(results, shown(str(results.run_dir)))
     lines = (
         [champion.reason]
         if champion.row is None
-        else [f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}"]
+        else [
+            f"champion: {champion.row.trial} at step {champion.row.step}: {champion.reason}",
+            f"{advice.how_sure}: {advice.why}",
+        ]
     )
     caveats = [*champion.caveats, *([earlier_text(len(results.earlier))] if results.earlier else [])]
     caveats += [results.weights] if results.weights else []
     for line in [*lines, f"rule: {champion.rule}", *(f"mind: {caveat}" for caveat in caveats)]:
         console.print(line, markup=False, highlight=False)
+    for step in advice.next_steps:
+        console.print(f"next: {step.text}", markup=False, highlight=False)
+        if step.command:  # unbroken, to be copied
+            console.print(f"  {step.command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_finalists(results: Results, console: Console) -> None:
+    """What their trainings with other seeds came to."""
+    confirmations = results.confirmations
+    if not confirmations.finalists:
+        return
+    title = "the finalists, trained again with other seeds" + ("" if confirmations.is_whole else " (not all of it)")
+    table = Table("finalist", "step", "trainings", "face similarity", "in the search", "prompt alignment", title=title)
+    for each in sorted(confirmations.finalists, key=lambda each: -each.face_similarity.mean):
+        mean, interval = each.face_similarity.mean, each.face_similarity.interval
+        bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+        failed = f", {each.num_failed} failed" if each.num_failed else ""
+        cells = [each.row.trial, str(each.row.step), f"{len(each.trainings)}{failed}", f"{mean:.3f}{bounds}"]
+        cells += [f"{each.row.face_similarity:.3f}", f"{each.prompt_alignment.mean:.3f}, {each.standing}"]
+        table.add_row(*map(Text, cells))
+    console.print(table)
 
 
 def _cells(row: Row) -> list[str]:

@@ -41,7 +41,7 @@ from sweeps.space import (
     parse_space,
 )
 from sweeps.wording import shorten, unknown_key
-from training.config import METHODS, SubjectConfig
+from training.config import METHODS, MethodConfig, SubjectConfig
 from training.errors import UserError
 from training.paths import NameOrPath, relative_to, resolve
 
@@ -76,6 +76,28 @@ class ChampionConfig(_Section):
     """The highest face similarity among checkpoints that still follow their prompts."""
     prompt_alignment_margin: float = Field(default=0.02, ge=0, le=2)
     """How far below the base model's prompt alignment a checkpoint may lie and still follow its prompts."""
+    face_similarity_margin: float = Field(default=0.02, ge=0, le=2)
+    """Of confirmed finalists that cannot be told apart, how far below the highest a cheaper one may lie and be the
+    choice."""
+
+
+class ConfirmConfig(_Section):
+    """The second stage: the best settings are trained anew, and the champion is named from that.
+
+    What a search finds is the luckiest of many: another training seed moves face similarity more than all pictures of
+    one training tell. So the finalists are trained with seeds that the search did not have, and scored with noise and
+    on prompts that it did not have.
+    """
+
+    finalists: int = Field(default=3, ge=0)
+    """Trials, best first by the search; 0 names the champion from the search alone."""
+    seeds: int = Field(default=3, ge=2)
+    """Trainings of each, with seeds of their own."""
+    prompts: list[str] = Field(default_factory=list)
+    """Held back from the search; pictures are made for them and for `evaluation.prompts`. Default: the instance prompt
+    in places and clothes (`sweeps/confirm.py`)."""
+    images_per_prompt: int = Field(default=1, ge=1)
+    """Of each training; more prompts tell more than more pictures of each."""
 
 
 PerMethod = float | dict[str, float] | None
@@ -155,6 +177,13 @@ class ResourcesConfig(_Section):
         )
 
 
+class ReportConfig(_Section):
+    """What report.html shows."""
+
+    show_photos: bool = False
+    """Some of the reference photos beside the pictures. The live page never has them."""
+
+
 @dataclass(frozen=True)
 class AskedResources:
     """What the sweep file asks for one trial of a method; None is for the cluster to say."""
@@ -193,6 +222,9 @@ class SweepConfig(_Section):
     evaluation: EvaluationConfig
     render: RenderConfig | None = None
     champion: ChampionConfig = ChampionConfig()
+    confirm: ConfirmConfig | None = None
+    """Default: as many finalists and seeds as cost at most half of the search's trainings, see `sweeps/confirm.py`."""
+    report: ReportConfig = ReportConfig()
     resources: ResourcesConfig = ResourcesConfig()
     storage: Annotated[str, AfterValidator(_resolve_unless_uri)] | None = None
     """A folder or fsspec URI (`s3://bucket/prefix`) that every node reaches, where trials are mirrored."""
@@ -276,6 +308,12 @@ class SweepConfig(_Section):
                 "search.num_trials",
                 f"must hold the whole grid of {size} trials (or use the random sampler), got {limit}",
             )
+
+
+class ListedSweep(SweepConfig):
+    """A stage of a sweep whose trials are given one by one, by the program and not by a file."""
+
+    trainings: tuple[MethodConfig, ...]
 
 
 def _brief(value: Range | Choices) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.face import FaceEncoder, face_boxes
-from evaluation.references import References, embed_references
-from evaluation.scores import ReferencePhotos
+from evaluation.references import embed_references
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
+from sweeps.results.results import reference_photos
 from training.photos import crop_remarks, remarks_on_crops
 from training.pictures import find_photos, look_into, read_picture
 
@@ -20,15 +20,6 @@ def remarks_on_folders(photos: Path, references: Path | None) -> list[str]:
     """Files and subfolders of the photos' folders that are passed over, and pictures of several frames."""
     folders = [photos] if references is None else [photos, references]
     return list(dict.fromkeys(remark for folder in folders for remark in look_into(folder, kohya=True).remarks()))
-
-
-def reference_photos(folder: RunFolder) -> ReferencePhotos | None:
-    """What was found in a run's reference photos; None before it has looked.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return References.load(folder.reference_file).summary if folder.reference_file.is_file() else None
 
 
 def remarks_on_faces(folder: RunFolder) -> list[str]:

@@ -19,6 +19,7 @@ from evaluation.config import EvaluationConfig
 from evaluation.face_encoders import check_face_encoder
 from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
+from sweeps.held_out import held_out_photos
 from sweeps.ledger.folder import RunFolder
 from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.space import scoring_points
@@ -126,6 +127,12 @@ def check_sweep(config: SweepConfig) -> Plan:
     check_base_model(config.base_model)
     check_face_encoder(config.evaluation.face.encoder, weights_present=False)
     check_clip(config.evaluation.clip, weights_present=False)
+    held_out_photos(config)  # or it is refused
+    if (second := config.evaluation.second_opinion) is not None:
+        if second.face is not None:
+            check_face_encoder(second.face.encoder, weights_present=False)
+        if second.clip is not None:
+            check_clip(second.clip, weights_present=False)
     if config.render is not None:
         check_render(config.render, weights_present=False)
     return replace(plan_of(config), warnings=check_prompts(config))

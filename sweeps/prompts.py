@@ -15,6 +15,7 @@ import yaml
 from evaluation.clip_text import num_clip_tokens, reader_of_clip
 from evaluation.rare_token import has_rare_token, without_rare_token
 from sweeps.config import SweepConfig, rare_token
+from sweeps.confirm import confirm_of, held_back_prompts
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.photos import caption_files, read_caption, stray_captions
@@ -101,7 +102,7 @@ def prompt_lines(config: SweepConfig) -> list[str]:
     """For people: the rare token, and what CLIP reads of each prompt."""
     token = rare_token(config.subject)
     guessed = "" if config.subject.rare_token else ", as it seems; subject.rare_token names another"
-    read = [_clip_text(number, prompt, token) for number, prompt in enumerate(config.evaluation.prompts)]
+    read = [_clip_text(place, prompt, token) for place, prompt in _prompts(config)]
     return [f"token     {token}{guessed}", *(f"CLIP      reads: {text}" for text in read)]
 
 
@@ -158,40 +159,44 @@ def _check_subject(subject: SubjectConfig, token: str) -> None:
 
 
 def _check_evaluation_prompts(config: SweepConfig, token: str) -> Iterator[str]:
-    prompts = config.evaluation.prompts
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts):
+    seen: dict[str, str] = {}
+    for place, prompt in _prompts(config):
         if not re.search(r"\w", prompt):
-            raise UserError(f"{_place(number)}: must be words, got {prompt!r} ({SPLIT})")
-        first = seen.setdefault(" ".join(prompt.split()).casefold(), number)
-        if first != number:
-            raise UserError(f"{_place(number)}: must be another than {_place(first)}, got {prompt!r} twice ({SPLIT})")
-        _clip_text(number, prompt, token)
+            raise UserError(f"{place}: must be words, got {prompt!r} ({SPLIT})")
+        first = seen.setdefault(" ".join(prompt.split()).casefold(), place)
+        if first != place:
+            raise UserError(f"{place}: must be another than {first}, got {prompt!r} twice ({SPLIT})")
+        _clip_text(place, prompt, token)
         if has_rare_token(prompt, token):
             continue
         if config.evaluation.prompts_without_token != "allow":  # noqa: S105 -- no password
-            raise UserError(_unnamed(number, config, token))
-        yield f"{_place(number)} does not name the person; its pictures count in the face similarity all the same"
+            raise UserError(_unnamed(place, prompt, config, token))
+        yield f"{place} does not name the person; its pictures count in the face similarity all the same"
 
 
-def _unnamed(number: int, config: SweepConfig, token: str) -> str:
+def _unnamed(place: str, prompt: str, config: SweepConfig, token: str) -> str:
     """The refusal of a prompt about nobody, the likeliest cause first."""
     others_do = any(has_rare_token(prompt, token) for prompt in config.evaluation.prompts)
     cause = SPLIT if others_do else "is the token another one? say so in subject.rare_token"
-    prompt = config.evaluation.prompts[number]
-    law = f"{_place(number)}: must name the person with the rare token {token!r}, got {prompt!r}; {cause}."
+    law = f"{place}: must name the person with the rare token {token!r}, got {prompt!r}; {cause}."
     return f"{law} For prompts about the class: evaluation.prompts_without_token: allow"
 
 
-def _clip_text(number: int, prompt: str, token: str) -> str:
+def _clip_text(place: str, prompt: str, token: str) -> str:
     try:
         return without_rare_token(prompt, token)
     except UserError as error:
-        raise UserError(f"{_place(number)}: needs words for CLIP to read: {error}") from None
+        raise UserError(f"{place}: needs words for CLIP to read: {error}") from None
 
 
-def _place(number: int) -> str:
-    return f"evaluation.prompts[{number}]"
+def _prompts(config: SweepConfig) -> list[tuple[str, str]]:
+    """Place and text of every prompt that pictures are made for, those held back from the search at the end."""
+    prompts = [(f"evaluation.prompts[{number}]", prompt) for number, prompt in enumerate(config.evaluation.prompts)]
+    confirm = confirm_of(config)
+    if confirm is None:
+        return prompts
+    where = "confirm.prompts[{}]" if confirm.prompts else "confirm.prompts (default) [{}]"
+    return [*prompts, *((where.format(n), prompt) for n, prompt in enumerate(held_back_prompts(config, confirm)))]
 
 
 # --- texts and captions -----------------------------------------------------------------------------------------------
@@ -200,8 +205,8 @@ def _place(number: int) -> str:
 def _pipeline_texts(config: SweepConfig) -> Iterator[Text]:
     yield Text("subject.instance_prompt", config.subject.instance_prompt)
     yield Text("subject.class_prompt", config.subject.class_prompt or "")
-    for number, prompt in enumerate(config.evaluation.prompts):
-        yield Text(_place(number), prompt)
+    for place, prompt in _prompts(config):
+        yield Text(place, prompt)
     yield Text("evaluation.negative_prompt", config.evaluation.negative_prompt)
     if config.render is not None:
         yield Text("render.prompt", config.render.prompt or "")
@@ -210,8 +215,8 @@ def _pipeline_texts(config: SweepConfig) -> Iterator[Text]:
 
 def _clip_texts(config: SweepConfig) -> Iterator[Text]:
     token = rare_token(config.subject)
-    for number, prompt in enumerate(config.evaluation.prompts):
-        yield Text(_place(number), _clip_text(number, prompt, token))
+    for place, prompt in _prompts(config):
+        yield Text(place, _clip_text(place, prompt, token))
 
 
 def _captions(subject: SubjectConfig) -> list[tuple[Path, str]]:

@@ -53,6 +53,9 @@ class SubjectConfig(_Section):
     """Side of the square training pictures in pixels."""
     crop: Literal["face", "center"] = "face"
     """`face`: a square around the face where the face encoder finds one, else the centre. `center`: the centre."""
+    held_out_photos: int | None = Field(default=None, ge=0, json_schema_extra=added_in("0.2.0"))
+    """Photos that are kept from training, for pictures to be compared with. Default: a quarter of ten photos or more,
+    where `evaluation.face.references` names no others."""
     random_flip: bool = False
     """Train on mirrored pictures too, each with probability one half."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,9 +22,15 @@ from training.names import name_text
 from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 
+UNSEEN = "unseen"
+"""Folder of the dataset's for photos that are not trained on."""
+
 
 def prepare_photos(
-    subject: SubjectConfig, out_dir: str | Path, find_faces: Callable[[Image.Image], Sequence[Box]] | None = None
+    subject: SubjectConfig,
+    out_dir: str | Path,
+    find_faces: Callable[[Image.Image], Sequence[Box]] | None = None,
+    held_out: Collection[str] = (),
 ) -> None:
     """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
 
@@ -32,6 +39,7 @@ def prepare_photos(
         out_dir: the dataset folder.
         find_faces: gives the boxes of the faces in a picture, the one that counts first. Without it, or with
             `crop: center`, squares are cut from the centre.
+        held_out: names, relative to the photos' folder, of those that are not trained on.
 
     Raises:
         UserError: from `check_photos`.
@@ -39,25 +47,70 @@ def prepare_photos(
     out_dir = Path(out_dir)
     if subject.crop == "center":
         find_faces = None
-    key = _photos_key(subject, with_faces=find_faces is not None)
+    key = _photos_key(subject, held_out, with_faces=find_faces is not None)
     if prepared_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
         return
     photos = check_photos(subject)
     (out_dir / "dataset.json").unlink(missing_ok=True)
-    shutil.rmtree(out_dir / "photos", ignore_errors=True)
-    (out_dir / "photos").mkdir(parents=True)
+    trained = [path for path in photos if _name(path, subject) not in held_out]
+    record = {
+        "key": key,
+        "subject": subject.model_dump(mode="json", exclude={"photos"}),
+        "photos": _cut(trained, subject, out_dir, "photos", find_faces),
+    }
+    write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
+
+
+def prepare_unseen(
+    photos: Sequence[Path],
+    subject: SubjectConfig,
+    out_dir: str | Path,
+    find_faces: Callable[[Image.Image], Sequence[Box]] | None = None,
+) -> None:
+    """Write photos that are not trained on as the trained ones are cut; done already, it does nothing.
+
+    Args:
+        photos: of the same person, wherever they lie.
+        subject: how to cut them.
+        out_dir: the dataset folder.
+        find_faces: as for `prepare_photos`.
+    """
+    out_dir = Path(out_dir)
+    key = key_of("v1", subject.resolution, subject.crop, [sha256_of(photo) for photo in photos])
+    index = out_dir / f"{UNSEEN}.json"
+    if index.is_file() and json.loads(index.read_text()) == key:
+        return
+    _cut(photos, subject, out_dir, UNSEEN, None if subject.crop == "center" else find_faces)
+    write_json(index, key)
+
+
+def load_unseen(out_dir: str | Path) -> list[Image.Image]:
+    """What `prepare_unseen` wrote: RGB squares; none where there are no such photos."""
+    return [read_picture(file) for file in sorted((Path(out_dir) / UNSEEN).glob("*.png"))]
+
+
+def _cut(
+    photos: Sequence[Path],
+    subject: SubjectConfig,
+    out_dir: Path,
+    folder: str,
+    find_faces: Callable[[Image.Image], Sequence[Box]] | None,
+) -> list[dict[str, Any]]:
+    """Write photos as squares into a folder of the dataset's; what is said of each."""
+    shutil.rmtree(out_dir / folder, ignore_errors=True)
+    (out_dir / folder).mkdir(parents=True)
     records = []
     for number, path in enumerate(photos):
         image = read_picture(path)
         faces = find_faces(image) if find_faces else []
         face = faces[0] if faces else None
         square = crop_square(image, face, subject.resolution)
-        file = f"photos/{number:03d}.png"
+        file = f"{folder}/{number:03d}.png"
         square.save(out_dir / file)
         records.append(
             {
                 "file": file,
-                "source": name_text(path.relative_to(subject.photos).as_posix()),
+                "source": _name(path, subject) if folder == "photos" else name_text(path.name),
                 "caption": read_caption(path),
                 "repeats": num_repeats(path),
                 "face": face and [round(float(edge), 1) for edge in face],
@@ -65,17 +118,20 @@ def prepare_photos(
                 "pixels": pixel_digest(square),
             }
         )
-    record = {"key": key, "subject": subject.model_dump(mode="json", exclude={"photos"}), "photos": records}
-    write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
+    return records
 
 
-def _photos_key(subject: SubjectConfig, *, with_faces: bool) -> str:
+def _name(photo: Path, subject: SubjectConfig) -> str:
+    return name_text(photo.relative_to(subject.photos).as_posix())
+
+
+def _photos_key(subject: SubjectConfig, held_out: Collection[str], *, with_faces: bool) -> str:
     sources = [
         (path.relative_to(subject.photos).as_posix(), sha256_of(path), read_caption(path))
         for path in find_photos(subject.photos)
     ]
     settings = json.loads(canonical_json(subject, exclude={"photos"}))
-    return key_of("v1", settings, with_faces, sources)
+    return key_of("v1", settings, with_faces, sources, *([sorted(held_out)] if held_out else []))
 
 
 def key_of(*parts: object) -> str:

@@ -12,14 +12,17 @@ from ray.exceptions import RayError
 from sweeps.config import SweepConfig
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.controls import send_controls
+from sweeps.execution.examinations import due_examinations
 from sweeps.execution.full_scores import FullScores, batches_of
 from sweeps.execution.jobs import do_jobs
 from sweeps.execution.preparation import Preparation, prepare_subject
+from sweeps.execution.second_stage import SecondStage
 from sweeps.execution.servers import TrialServers
 from sweeps.execution.task import Job, Scoring
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL
 from sweeps.renders import due_renders
+from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results, read_results
 from sweeps.results.screening import due_full_scores
 from sweeps.results.work import account_of, seconds_by_stage
@@ -55,7 +58,7 @@ class AroundTrials:
         """
         config, folder = self.config, self.folder
         self.say("preparing the photos")
-        for remark in prepare_subject(config.subject, config.evaluation.face, folder):
+        for remark in prepare_subject(config, folder):
             self.say(f"mind: {remark}")
         folder.push(folder.identity_file, folder.dataset_dir)
         asked = replace(
@@ -69,26 +72,60 @@ class AroundTrials:
         self._have_done([Job(f"{STAGES}:finish_preparation", (asked,))])
         folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
 
+    def score_base_for(self, stage: SecondStage) -> None:
+        """The base model's scores of the finalists' pictures, as far as they are not there."""
+        config, folder = stage.with_pictures(stage.most_images_per_prompt), self.folder.confirm
+        folder.pull(folder.trial_dir(BASE_TRIAL))
+        base = folder.base()
+        if base is None or base.checkpoints[0].num_images < config.evaluation.num_images:
+            self.say("scoring the base model on the held-back prompts")
+            asked = FullScores(str(folder.dir), config.storage, Scoring.of(config), self.resources, folder.ledger)
+            self._have_done([Job(f"{STAGES}:score_base_again", (asked,))])
+            folder.pull(folder.trial_dir(BASE_TRIAL))
+
+    def examine_finalists(self) -> None:
+        """Whether their own checkpoints copy photos; a failure here loses nothing."""
+        asked = due_examinations(self.config, self.folder, self.resources)
+        if asked is None:
+            return
+        try:
+            self._have_done([Job("sweeps.execution.examine:examine", (asked,))])
+        except RayError as error:
+            self.say(f"not examined for copies: {_reason(error)}")
+        finally:
+            self.folder.pull(self.folder.trials_dir, ending="trial.json")
+
+    def draw_more_for(self, stage: SecondStage) -> None:
+        """Pictures that the finalists' trainings are to have and lack; a failure here loses nothing."""
+        folder = self.folder.confirm
+        for images_per_prompt, rows in stage.lacking(folder):
+            self.say(f"drawing more pictures of {len(rows)} trainings")
+            if not self._score_in_full(stage.with_pictures(images_per_prompt), folder, rows):
+                return
+
     def score_best_in_full(self) -> None:
         """Where checkpoints are screened, all pictures of those that could still win; a failure here loses nothing.
 
         Raises:
             UserError: a checkpoint is damaged.
         """
-        config, folder = self.config, self.folder
-        asked = FullScores(str(folder.dir), config.storage, Scoring.of(config), self.resources)
-        while due := due_full_scores(read_results(folder.dir), config.evaluation):
+        while due := due_full_scores(read_results(self.folder.dir), self.config.evaluation):
             self.say(f"scoring the best {len(due)} checkpoints in full")
-            batches = batches_of(due, folder, self.servers.room, config.resources.pack_size)
-            try:
-                self._have_done(
-                    [Job("sweeps.execution.score_in_full:score_in_full", (asked, each)) for each in batches]
-                )
-            except RayError as error:
-                self.say(f"not all are scored in full: {_reason(error)}")
+            if not self._score_in_full(self.config, self.folder, due):
                 return
-            finally:
-                folder.pull(folder.trials_dir, ending="trial.json")
+
+    def _score_in_full(self, config: SweepConfig, folder: RunFolder, rows: Sequence[Row]) -> bool:
+        """Have checkpoints scored by all pictures of the config; False where machines did not let it."""
+        asked = FullScores(str(folder.dir), config.storage, Scoring.of(config), self.resources, folder.ledger)
+        batches = batches_of(rows, folder, self.servers.room, config.resources.pack_size)
+        try:
+            self._have_done([Job(SCORE_IN_FULL, (asked, each)) for each in batches])
+        except RayError as error:
+            self.say(f"not all are scored in full: {_reason(error)}")
+            return False
+        finally:
+            folder.pull(folder.trials_dir, ending="trial.json")
+        return True
 
     def render_best(self) -> None:
         """Renders where trials run; a failure here leaves the trained and scored trials as good as they are."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from sweeps.execution.cluster import TrialResources
 from sweeps.execution.task import Scoring
-from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.folder import LedgerName, RunFolder
+from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.leaderboard import Row
 from training.config import is_packable
@@ -32,6 +33,11 @@ class FullScores:
     storage: str | None
     scoring: Scoring
     resources: TrialResources
+    ledger: LedgerName = "trials"
+
+    def open_run(self) -> RunFolder:
+        """The run folder as this machine has it."""
+        return open_run(self.run_dir, self.storage, self.ledger)
 
 
 def batches_of(rows: Iterable[Row], folder: RunFolder, num_processes: int, pack_size: int) -> list[list[Wanted]]:

@@ -5,27 +5,29 @@ It needs no torch until a face is looked for; what needs the base model is in `s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from evaluation.config import FaceConfig, RenderConfig
-from evaluation.face import face_boxes
+from evaluation.config import RenderConfig
+from evaluation.face import FaceEncoder, face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.references import References, embed_references
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.execution.task import Scoring
+from sweeps.held_out import claim_held_out
 from sweeps.ledger.folder import RunFolder
 from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
 from sweeps.prompts import Text, Texts
 from sweeps.space import MethodSpace
-from training.config import SubjectConfig
 from training.errors import UserError
+from training.names import listed, name_text
 from training.pictures import find_photos
-from training.preparation import prepare_photos
+from training.preparation import prepare_photos, prepare_unseen
 from training.tokenizer import reader_of_base_model
 
 
-def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder) -> list[str]:
+def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
     """Crop the photos and embed their faces, on the CPU; done already, it does little.
 
     Returns:
@@ -34,20 +36,35 @@ def prepare_subject(subject: SubjectConfig, face: FaceConfig, folder: RunFolder)
     Raises:
         UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
+    subject, face = config.subject, config.evaluation.face
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
-    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
-    if not _references_are_whole(folder):
-        embed_references(find_photos(face.references or subject.photos), encoder).save(folder.reference_file)
-    return [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
+    held_out = claim_held_out(config, folder)
+    names = [name_text(photo.relative_to(subject.photos).as_posix()) for photo in held_out]
+    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image), names)
+    all_photos = find_photos(subject.photos)
+    trained = [photo for photo in all_photos if photo not in held_out]
+    compared = find_photos(face.references) if face.references else held_out or all_photos
+    _embed(compared, encoder, folder.reference_file)
+    unseen = [photo for photo in compared if photo not in trained]
+    if unseen:
+        _embed(trained, encoder, folder.trained_file)
+        prepare_unseen(unseen, subject, folder.dataset_dir, lambda image: face_boxes(encoder, image))
+    second = config.evaluation.second_opinion
+    if second is not None and second.face is not None:
+        _embed(compared, load_face_encoder(second.face.encoder, "cpu"), folder.second_reference_file)
+    remarks = [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
+    return [*remarks, *([f"held out, not trained on: {listed(names)}"] if names else [])]
 
 
-def _references_are_whole(folder: RunFolder) -> bool:
+def _embed(photos: Sequence[Path], encoder: FaceEncoder, file: Path) -> None:
+    """Write the photos' faces into a file, unless it is there and whole."""
     try:
-        References.load(folder.reference_file)
+        known = References.load(file)
     except UserError:  # none yet, or damaged since
-        return False
-    return True
+        known = None
+    if known is None or known.face_encoder != encoder.name:
+        embed_references(photos, encoder).save(file)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ from sweeps.execution.cluster import (
     stage_resources,
     trials_at_once,
 )
+from sweeps.execution.examinations import unexamined
 from sweeps.execution.failures import out_of_tune
 from sweeps.execution.gauges import Gauges, sweep_id
 from sweeps.execution.keeper import LedgerKeeper, trial_name_of
 from sweeps.execution.live import Board, Display, fill_board, leaderboard_file
 from sweeps.execution.machines import TRIALS_TO_SET_ASIDE, Machines, NoMachineLeft, alive_machines, asked_once_a_second
 from sweeps.execution.rewind import rewind_damaged
+from sweeps.execution.second_stage import due_stage
 from sweeps.execution.servers import TrialServers
 from sweeps.execution.session import ending_on_signals, keep_credentials_here, ray_session
 from sweeps.execution.stopping import make_scheduler
@@ -75,17 +77,24 @@ def run_sweep(
         SweepInterrupted: a signal ended it; the same call goes on.
         NoMachineLeft: every machine failed trial after trial; so does this.
     """
+    return run_in(open_run(Path(out_dir) / config.name, config.storage), config, address, console)
+
+
+def run_in(folder: RunFolder, config: SweepConfig, address: str | None = None, console: Console | None = None) -> Path:
+    """`run_sweep` in a given run folder."""
     plan = check_sweep(config)
     for warning in plan.warnings:
         _say(console, f"mind: {warning}")
-    folder = open_run(Path(out_dir) / config.name, config.storage)
     with folder.lock(say=lambda text: _say(console, text)):
         if remark := open_to_all(folder.dir):
             _say(console, f"mind: {remark}")
-        folder.pull(folder.sweep_file, folder.identity_file, folder.dataset_dir, folder.renders_dir)
-        folder.pull(folder.trials_dir, ending="trial.json")
-        for mended in mend_ledger(folder):
-            _say(console, mended)
+        folder.pull(
+            folder.sweep_file, folder.identity_file, folder.confirm_file, folder.dataset_dir, folder.renders_dir
+        )
+        for ledger in (folder, folder.confirm):
+            ledger.pull(ledger.trials_dir, ending="trial.json")
+            for mended in mend_ledger(ledger):
+                _say(console, mended)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
         folder.claim("storage", config.storage or "none")
@@ -113,6 +122,8 @@ def _is_done(config: SweepConfig, folder: RunFolder) -> bool:
         is_complete(config, folder)
         and _same_models(config, folder)
         and not due_full_scores(read_results(folder.dir), config.evaluation)
+        and due_stage(config, folder) is None
+        and not unexamined(read_results(folder.dir))
         and due_renders(config, folder) is None
     )
 
@@ -152,6 +163,12 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
             _write_sweep(config, folder)  # only now: what it replaces may be of a sweep that this one is not
             _run_trials(config, folder, resources, machines, servers, console, gauges)
             around.score_best_in_full()
+            if (stage := due_stage(config, folder)) is not None:
+                _say(console, f"training {len(stage.finalists)} finalists again: {len(stage.trainings)} trainings")
+                around.score_base_for(stage)
+                _run_trials(stage.config, folder.confirm, resources, machines, servers, console, gauges)
+                around.draw_more_for(stage)
+            around.examine_finalists()
             around.render_best()
             around.count_work()
 

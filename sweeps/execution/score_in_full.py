@@ -13,7 +13,6 @@ from sweeps.execution.same_models import check_same_models
 from sweeps.execution.scoring import Point, make_packed_pictures, make_pictures, score_pictures, use_threads
 from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import ScoredCheckpoint
 from sweeps.wording import failure_text
 from training.checkpoint import checkpoint_dir, open_checkpoint
@@ -35,7 +34,7 @@ def score_in_full(asked: FullScores, batch: Sequence[Wanted]) -> Iterator[str]:
         OutOfGpuMemory: one alone does not fit.
     """
     scoring, device = asked.scoring, asked.resources.device
-    folder = open_run(asked.run_dir, asked.storage)
+    folder = asked.open_run()
     folder.pull(folder.identity_file, folder.dataset_dir)
     for trial in {wanted.trial for wanted in batch}:
         folder.pull(folder.trial_dir(trial), without=(STATE_FILE,))
@@ -45,7 +44,7 @@ def score_in_full(asked: FullScores, batch: Sequence[Wanted]) -> Iterator[str]:
     points: list[Point] = [
         (trial, open_checkpoint(checkpoint_dir(folder.trial_dir(trial), step), scoring.base_model))
         for trial, step in batch
-        if _entry(folder, trial, step).screened  # or a process that was lost has done it
+        if _entry(folder, trial, step).num_images < scoring.evaluation.num_images  # or a lost process has done it
     ]
     if not points:
         return

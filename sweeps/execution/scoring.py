@@ -9,10 +9,19 @@ from contextlib import contextmanager
 import torch
 
 from evaluation.face_encoders import load_face_encoder
-from evaluation.generate import generate, generate_packed, generation_dtype, load_images, save_images
+from evaluation.generate import (
+    GeneratedImage,
+    generate,
+    generate_packed,
+    generation_dtype,
+    load_images,
+    save_images,
+)
 from evaluation.prompt import load_clip
+from evaluation.rare_token import without_rare_token
 from evaluation.references import References
 from evaluation.score import score_images
+from evaluation.scores import SecondOpinion
 from sweeps.execution.ends import OutOfGpuMemory
 from sweeps.execution.task import Scoring
 from sweeps.ledger.folder import RunFolder
@@ -114,12 +123,14 @@ def score_pictures(
     """Score the pictures that `make_pictures` has left in the run folder."""
     evaluation = scoring.evaluation
     images_dir = folder.images_dir(trial, _step_of(checkpoint))
+    pictures = load_images(images_dir, evaluation)
     score = score_images(
-        load_images(images_dir, evaluation),
+        pictures,
         References.load(folder.reference_file),
         load_face_encoder(evaluation.face.encoder, device),
         load_clip(evaluation.clip, device),
         scoring.rare_token,
+        References.load(folder.trained_file) if folder.trained_file.is_file() else None,
     )
     assert score.prompt_alignment is not None, "a CLIP model was given"
     return ScoredCheckpoint(
@@ -127,13 +138,35 @@ def score_pictures(
         checkpoint=None if checkpoint is None else folder.relative(checkpoint.dir),
         images=folder.relative(images_dir),
         face_similarity=score.face_similarity,
+        no_face_similarity=score.no_face_similarity,
         prompt_alignment=score.prompt_alignment,
         num_images=score.num_images,
         num_faces=score.num_faces,
         face_encoder=score.face_encoder,
         clip=score.clip,
         image_scores=tuple(score.images),
+        second_opinion=_second_opinion(scoring, folder, pictures, device),
     )
+
+
+def _second_opinion(
+    scoring: Scoring, folder: RunFolder, pictures: Sequence[GeneratedImage], device: str
+) -> SecondOpinion | None:
+    """The same pictures' scores by judges that the search does not hear."""
+    second, opinion = scoring.second_opinion, SecondOpinion()
+    if second is None:
+        return None
+    if second.face is not None:
+        encoder = load_face_encoder(second.face.encoder, device)
+        score = score_images(pictures, References.load(folder.second_reference_file), encoder)
+        opinion = SecondOpinion(face_similarity=score.face_similarity, face_encoder=score.face_encoder)
+    if second.clip is not None:
+        clip = load_clip(second.clip, device)
+        texts = [without_rare_token(picture.prompt, scoring.rare_token) for picture in pictures]
+        alignments = clip.prompt_alignment([picture.image for picture in pictures], texts)
+        alignment = sum(alignments) / len(alignments)
+        opinion = opinion.model_copy(update={"prompt_alignment": alignment, "clip": clip.name})
+    return opinion
 
 
 def _step_of(checkpoint: Checkpoint | None) -> int:
@@ -141,9 +174,15 @@ def _step_of(checkpoint: Checkpoint | None) -> int:
 
 
 def score_base(scoring: Scoring, folder: RunFolder, device: str) -> None:
-    """Score the untouched base model with the trials' own prompts and seeds: the zero line."""
+    """Score the untouched base model with the trials' own prompts and seeds: the zero line.
+
+    Of pictures that it has been scored by before, none is drawn again.
+    """
     start = time.monotonic()
-    make_pictures(scoring, folder, BASE_TRIAL, None, device)
+    before = folder.base()
+    num_images = before.checkpoints[0].num_images if before is not None and before.is_over else 0
+    missing = scoring.beyond(num_images // len(scoring.evaluation.prompts)) if num_images else scoring
+    make_pictures(missing, folder, BASE_TRIAL, None, device)
     scored = score_pictures(scoring, folder, BASE_TRIAL, None, device)
     seconds = time.monotonic() - start
     folder.push(folder.trial_dir(BASE_TRIAL))  # before the ledger speaks of it

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from evaluation.checks import check_clip, check_render
 from evaluation.prompt import load_clip
+from sweeps.execution.full_scores import FullScores
 from sweeps.execution.machines import check_seen
 from sweeps.execution.preparation import Preparation
 from sweeps.execution.same_models import check_same_models
@@ -99,6 +100,21 @@ def finish_preparation(asked: Preparation) -> Iterator[str]:
         yield "scoring the base model"
         score_base(asked.scoring, folder, asked.device)
     folder.push(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+
+
+def score_base_again(asked: FullScores) -> Iterator[str]:
+    """The base model's scores of more pictures, or of other ones than the search's.
+
+    Yields:
+        What is being done, for the user.
+    """
+    yield from ()
+    folder = asked.open_run()
+    folder.pull(folder.identity_file, folder.dataset_dir, folder.trial_dir(BASE_TRIAL))
+    check_seen(folder)
+    use_threads(asked.resources.cpus)
+    check_same_models(folder, asked.scoring.base_model, asked.scoring.evaluation)
+    score_base(asked.scoring, folder, asked.resources.device)
 
 
 def _open_run(asked: Preparation) -> RunFolder:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evaluation.config import EvaluationConfig
-from sweeps.config import ChampionConfig, SweepConfig, rare_token
+from evaluation.config import EvaluationConfig, SecondOpinionConfig
+from sweeps.config import ChampionConfig, ListedSweep, SweepConfig, rare_token
 from sweeps.execution.cluster import TrialResources
-from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.folder import LedgerName, RunFolder
+from sweeps.ledger.mirror import open_run
 from training.config import MethodConfig
 from training.share import Share
 
@@ -26,11 +27,14 @@ class Scoring:
     evaluation: EvaluationConfig
     rare_token: str
     """Left out of the prompts that CLIP reads."""
+    second_opinion: SecondOpinionConfig | None = None
+    """Judges that the search does not hear."""
 
     @classmethod
     def of(cls, config: SweepConfig) -> Scoring:
         """As the sweep file says."""
-        return cls(config.base_model, config.evaluation, rare_token(config.subject))
+        second = config.evaluation.second_opinion if isinstance(config, ListedSweep) else None
+        return cls(config.base_model, config.evaluation, rare_token(config.subject), second)
 
     @property
     def first_look(self) -> Scoring:
@@ -52,11 +56,16 @@ class TrialTask:
     """Of one trial of each method."""
     scoring: Scoring
     champion: ChampionConfig
+    ledger: LedgerName = "trials"
 
     @classmethod
     def of(cls, config: SweepConfig, folder: RunFolder, resources: Mapping[str, TrialResources]) -> TrialTask:
         """As the sweep file says, on these resources."""
-        return cls(str(folder.dir), config.storage, resources, Scoring.of(config), config.champion)
+        return cls(str(folder.dir), config.storage, resources, Scoring.of(config), config.champion, folder.ledger)
+
+    def open_run(self) -> RunFolder:
+        """The run folder as this machine has it."""
+        return open_run(self.run_dir, self.storage, self.ledger)
 
 
 @dataclass(frozen=True)

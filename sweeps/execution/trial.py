@@ -24,7 +24,6 @@ from sweeps.execution.machines import MachineError, check_seen, elsewhere, this_
 from sweeps.execution.server import Seat, ServerAddress
 from sweeps.execution.task import TrialTask, WorkerRecipe
 from sweeps.ledger.identity import trial_name
-from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import BASE_TRIAL, TrialRecord
 from sweeps.ledger.storage import StorageError
 from sweeps.results.rule import ChampionRule
@@ -96,7 +95,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._could_not_begin = error
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._folder = open_run(self._task.run_dir, self._task.storage)
+        self._folder = self._task.open_run()
         self._folder.pull(self._folder.dataset_dir, self._folder.trial_file(BASE_TRIAL))
         self._folder.pull(self._folder.trial_dir(config["trial"]), without=("images-*",))
         self._folder.pull(self._folder.identity_file)

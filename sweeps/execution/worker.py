@@ -15,7 +15,6 @@ from sweeps.execution.ends import Preempted
 from sweeps.execution.same_models import check_same_models
 from sweeps.execution.scoring import make_pictures, score_pictures, telling_of_gpu_memory, use_threads
 from sweeps.execution.task import TrialTask
-from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import ScoredCheckpoint
 from sweeps.space import scoring_points
 from training.checkpoint import Checkpoint, checkpoint_dir, latest_checkpoint, open_checkpoint
@@ -45,7 +44,7 @@ class TrialWorker:
         self._share = share
         self._resources = task.resources[hyperparameters.method].of_a_worker
         self.device = self._resources.device
-        self.folder = open_run(task.run_dir, task.storage)
+        self.folder = task.open_run()
         self.trial_dir = self.folder.trial_dir(trial)
         self._points: Iterator[Checkpoint] | None = None
         self._checkpoint: Checkpoint | None = None

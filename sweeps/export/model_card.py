@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from sweeps.config import SweepConfig, trigger_words
+from sweeps.results.advice import advice_of
 from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results
@@ -172,14 +173,22 @@ def _scores(results: Results, config: SweepConfig, row: Row) -> str:
     clip = row.clip or f"{public_name(config.evaluation.clip.model)} {config.evaluation.clip.pretrained}"
     lines += [
         "",
-        f"In brackets 95 % bootstrap intervals over {row.num_images} pictures. Face similarity: cosine of "
+        f"In brackets 95 % intervals over {row.num_images} pictures, prompts as the unit. Face similarity: cosine of "
         f"{code(face_encoder)} embeddings to the mean of the reference photos, a picture without a "
         f"face counts 0. Prompt alignment: raw cosine of {code(clip)}.",
         "",
     ]
     is_champion = champion.row is not None and (champion.row.trial, champion.row.step) == (row.trial, row.step)
     if is_champion:
-        lines.append(f"It is the sweep's champion. Rule: {champion.rule}.")
+        advice = advice_of(results)
+        lines.append(f"It is the sweep's champion. Rule: {champion.rule}. How sure it is: {advice.how_sure}.")
+        if champion.confirmed is not None:
+            again = champion.confirmed.face_similarity
+            lines.append(
+                f"Trained again with {len(champion.confirmed.trainings)} other seeds, on other noise and prompts, "
+                f"these settings have a face similarity of {again.mean:.3f} {_brackets(again.interval)}, over "
+                "training seeds, prompts and noise."
+            )
         if champion.versus_base:
             lines.append(f"Face similarity over the base model: {_difference(champion.versus_base)}.")
         lines += [f"But: {caveat}." for caveat in champion.caveats]

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -25,22 +26,31 @@ from training.errors import UserError
 from training.files import write_json, write_whole
 from training.layout import STATE_FILE
 
+LedgerName = Literal["trials", "confirm"]
+"""A run's ledgers: of the search, and of the finalists' trainings with other seeds."""
+LEDGERS: tuple[LedgerName, ...] = get_args(LedgerName)
+
 
 class RunFolder:
-    """Paths of one run and its ledger.
+    """Paths of one run and one of its ledgers.
 
     Args:
         dir: the folder; it need not exist yet.
+        ledger: whose trials these are.
     """
 
-    def __init__(self, dir: Path | str) -> None:  # noqa: A002 -- the attribute's name
+    def __init__(self, dir: Path | str, ledger: LedgerName = "trials") -> None:  # noqa: A002 -- the attribute's name
         self.dir = Path(dir).resolve()
+        self.ledger = ledger
         self.sweep_file = self.dir / "sweep.yaml"
         self.identity_file = self.dir / "identity.json"
         self.dataset_dir = self.dir / "dataset"
         self.reference_file = self.dataset_dir / "reference_embedding.safetensors"
-        self.trials_dir = self.dir / "trials"
+        self.trained_file = self.dataset_dir / "trained_embedding.safetensors"
+        self.second_reference_file = self.dataset_dir / "second_reference_embedding.safetensors"
+        self.trials_dir = self.dir / ledger
         self.results_csv = self.dir / "results.csv"
+        self.confirm_file = self.dir / "confirm.json"
         self.work_json = self.dir / "work.json"
         self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
@@ -48,8 +58,13 @@ class RunFolder:
         self.export_dir = self.dir / "export"
         self.ray_dir = self.dir / ".ray"
 
+    @property
+    def confirm(self) -> RunFolder:
+        """The same run, with the ledger of its finalists' other trainings."""
+        return RunFolder(self.dir, "confirm")
+
     def trial_dir(self, trial: str) -> Path:
-        """Folder of one trial; its id never leaves `trials/`."""
+        """Folder of one trial; its id never leaves the ledger's folder."""
         if trial in ("", ".", "..") or Path(trial).name != trial or "\\" in trial:
             raise UserError(f"a trial is named by one folder name below {self.trials_dir}, got {trial!r}")
         return self.trials_dir / trial
@@ -80,7 +95,8 @@ class RunFolder:
             path = (self.dir / relative).resolve()
         except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, links in a circle
             raise UserError(f"a path in trial.json must be a path, got {shorten(relative)}: {self.dir}") from None
-        if not any(path.is_relative_to(root) for root in (self.dir, self.trials_dir.resolve())):
+        roots = (self.dir, *((self.dir / name).resolve() for name in LEDGERS))
+        if not any(path.is_relative_to(root) for root in roots):
             raise UserError(f"a path in trial.json must stay inside the run folder, got {relative!r}: {self.dir}")
         return path
 

@@ -22,7 +22,9 @@ from training.files import sha256_of
 from training.photos import read_caption
 from training.pictures import find_photos
 
-NEUTRAL_EVALUATION_KEYS = frozenset({"batch_size", "at_steps", "face", "clip", "prompts_without_token", "screening"})
+NEUTRAL_EVALUATION_KEYS = frozenset(
+    {"batch_size", "at_steps", "face", "clip", "prompts_without_token", "screening", "second_opinion"}
+)
 """Change no picture and no full score; the judges are known by their names, weights included."""
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sweeps.ledger.folder import RunFolder, is_passed
+from sweeps.ledger.folder import LEDGERS, LedgerName, RunFolder, is_passed
 from sweeps.ledger.lease import Place, StoragePlace
 from sweeps.ledger.privacy import make_run_dir
 from sweeps.ledger.records import TrialRecord
@@ -48,9 +48,9 @@ class _TornError(Exception):
     """The unit changed while it was read."""
 
 
-def open_run(run_dir: Path | str, storage: str | None) -> RunFolder:
-    """The run folder, mirrored where the sweep names a storage."""
-    folder = RunFolder(run_dir) if storage is None else MirroredRunFolder(run_dir, storage)
+def open_run(run_dir: Path | str, storage: str | None, ledger: LedgerName = "trials") -> RunFolder:
+    """The run folder with one of its ledgers, mirrored where the sweep names a storage."""
+    folder = RunFolder(run_dir, ledger) if storage is None else MirroredRunFolder(run_dir, storage, ledger)
     if storage is not None:
         make_run_dir(folder.dir)
     return folder
@@ -74,14 +74,20 @@ class MirroredRunFolder(RunFolder):
     Args:
         dir: this machine's folder.
         storage: fsspec address.
+        ledger: whose trials these are.
 
     Raises:
         UserError: the address is of no kind that can be opened here.
     """
 
-    def __init__(self, dir: Path | str, storage: str) -> None:  # noqa: A002 -- the attribute's name
-        super().__init__(dir)
+    def __init__(self, dir: Path | str, storage: str, ledger: LedgerName = "trials") -> None:  # noqa: A002 -- the attribute's name
+        super().__init__(dir, ledger)
         self.storage = Storage(storage, self.dir.name)
+
+    @property
+    def confirm(self) -> RunFolder:
+        """The same run, with the ledger of its finalists' other trainings."""
+        return MirroredRunFolder(self.dir, self.storage.address, "confirm")
 
     def push(self, *parts: Path, without: Sequence[str] = ()) -> None:
         """Make the storage's copies equal to this machine's files and units; a unit that is not here is left as it is.
@@ -295,7 +301,7 @@ class MirroredRunFolder(RunFolder):
 def _unit_of(name: str) -> str | None:
     """The unit that a file belongs to: a folder of the run, or of a trial; None where it stands alone."""
     parts = PurePosixPath(name).parts
-    depth = 3 if parts[0] == "trials" else 1
+    depth = 3 if parts[0] in LEDGERS else 1
     return "/".join(parts[:depth]) if len(parts) > depth else None
 
 
@@ -312,11 +318,11 @@ def _step_of(unit: str) -> int:
 def _is_alone(part: str) -> bool:
     """Is it by its place a file that stands alone? Trials' names have dots too."""
     parts = PurePosixPath(part).parts
-    return "." in parts[-1] and (len(parts) == 1 or (len(parts) == 3 and parts[0] == "trials"))
+    return "." in parts[-1] and (len(parts) == 1 or (len(parts) == 3 and parts[0] in LEDGERS))
 
 
 def _is_checkpoint(unit: str) -> bool:
-    return PurePosixPath(unit).match("trials/*/checkpoint-*")
+    return any(PurePosixPath(unit).match(f"{ledger}/*/checkpoint-*") for ledger in LEDGERS)
 
 
 def _index_file(unit: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic_core import from_json
 
-from evaluation.scores import ImageScore
+from evaluation.scores import Examination, ImageScore, SecondOpinion
 from training.config import METHODS, MethodConfig
 from training.errors import UserError
 
@@ -41,7 +41,9 @@ class ScoredCheckpoint(BaseModel):
     loss: float | None = None
     """Mean training loss since the scoring point before."""
     face_similarity: FiniteFloat
-    """Mean over all pictures, a picture without a face counting 0; in [-1, 1], higher is more alike."""
+    """Mean over all pictures, one without a face counting `no_face_similarity`; in [-1, 1], higher is more alike."""
+    no_face_similarity: FiniteFloat = 0.0
+    """What a stranger's face is worth to the encoder; 0 in runs of 0.1."""
     prompt_alignment: FiniteFloat
     """Mean CLIP cosine of picture and prompt, in [-1, 1]; higher follows the prompt more."""
     num_images: int
@@ -52,6 +54,10 @@ class ScoredCheckpoint(BaseModel):
     """Names of the judges, with what their scores depend on."""
     image_scores: tuple[ImageScore, ...] = Field(default=(), repr=False)
     """One a picture."""
+    second_opinion: SecondOpinion | None = None
+    """By other judges, where the sweep file names some."""
+    examination: Examination | None = None
+    """Of a finalist's checkpoint."""
     screened: bool = False
     """Scored by the first pictures of each prompt alone (`evaluation.screening`)."""
     pack: tuple[str, ...] = ()

@@ -27,14 +27,15 @@ from evaluation.scores import ImageScore
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
-from sweeps.photo_remarks import reference_photos, remarks_on_faces
+from sweeps.photo_remarks import remarks_on_faces
 from sweeps.report import figures
 from sweeps.report.learning_curves import CurvePoint, learning_curves
 from sweeps.report.pictures import InlinedPictures, LinkedPictures, Picture, Pictures
-from sweeps.results.champion import compare_face_similarity, compare_prompt_alignment
-from sweeps.results.intervals import NUM_RESAMPLES, Difference, Interval
+from sweeps.results.advice import Advice, advice_of
+from sweeps.results.champion import compare_prompt_alignment
+from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row, write_results_csv
-from sweeps.results.results import Results, read_results
+from sweeps.results.results import Results, read_results, reference_photos
 from sweeps.results.work_file import read_work
 from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
 from training.errors import UserError
@@ -47,7 +48,16 @@ MAX_DRAWN = 2000
 """Checkpoints in a plot, about: more are one block to the eye, and a burden to the browser."""
 MAX_FAILED = 100
 MAX_CURVES = 25
-MAX_PAIRS = 4
+MAX_SHOWN = 4
+"""Prompts on the first screen."""
+MAX_PHOTOS = 6
+NORMAL_95 = 1.96
+INTERVALS = (
+    "95 %, Student's, with prompts as the unit since pictures of one prompt are alike; those of finalists also hold "
+    "other training seeds, whose noise is pooled over the finalists' trainings. Without such trainings an interval "
+    "knows nothing of another training seed, which may change more than it says. Comparisons of a search's checkpoints "
+    "hold for all pairs together (max-T test by sign flips), those of finalists by Bonferroni"
+)
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -381,12 +391,11 @@ def _shot(row: Row, image: ImageScore | None, pictures: Pictures) -> Shot:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same prompt and starting noise before and after training."""
+class Column:
+    """A checkpoint whose pictures are on the first screen."""
 
-    prompt: str
-    base: Shot
-    champion: Shot
+    name: str
+    row: Row
 
 
 class Verdict:
@@ -402,54 +411,73 @@ class Verdict:
         """`good`, `doubtful` or `none`: the card's colour."""
         if self.champion.row is None:
             return "none"
-        return "good" if self.champion.is_finding else "doubtful"
+        return "good" if self.champion.is_sure else "doubtful"
+
+    @cached_property
+    def advice(self) -> Advice:
+        """The sentence, how sure it is, why, and what to do next."""
+        return advice_of(self.results)
 
     @property
-    def headline(self) -> str:
-        """One line."""
-        row = self.champion.row
-        if row is None:
-            return "No champion yet" if self.results.num_by_status.get("running") else "No champion"
-        if not self.champion.is_finding:
-            return "The rule names a champion, but it is not a finding"
-        method = "LoRA" if row.method == "lora" else "Full DreamBooth"
-        rank = f" of rank {row.rank}" if row.rank else ""
-        return f"{method}{rank}, learning rate {learning_rate_text(row.learning_rate)}, {row.step} steps"
+    def base_face_similarity(self) -> float | None:
+        """The base model's on the pictures that the champion was named from."""
+        base = self.results.confirmations.base if self.champion.confirmed else self.results.base
+        return None if base is None else base.face_similarity
 
     @property
     def versus_base_alignment(self) -> Difference | None:
         """Prompt alignment of the champion minus the base model's."""
+        if self.champion.confirmed is not None:
+            return self.champion.confirmed.alignment_over_base
         row, base = self.champion.row, self.results.base
         return compare_prompt_alignment(row, base) if row and base else None
 
-    @cached_property
-    def num_ties(self) -> int:
-        """How many other trials' best checkpoints cannot be told from the champion by face similarity."""
-        row = self.champion.row
-        if row is None:
-            return 0
-        others = [other for other in self.results.best_of_each_trial() if other.trial != row.trial]
-        num_compared = sum(not row.is_base for row in self.results.present_rows)
-        return sum(compare_face_similarity(row, other, num_compared).verdict == "tie" for other in others)
+    @property
+    def margin_in_noise(self) -> str:
+        """The rule's margin in standard errors of the champion's difference to the base model; empty if not known."""
+        difference, margin = self.versus_base_alignment, self.results.rule.margin
+        interval = None if difference is None else difference.interval
+        if interval is None or interval.high <= interval.low:
+            return ""
+        return f"{margin / ((interval.high - interval.low) / (2 * NORMAL_95)):.1f}"
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        """Base model and champion on the first seed of up to four prompts; empty without the champion's pictures."""
-        row, base = self.champion.row, self.results.base
-        if row is None or base is None or not row.image_scores:
+    def columns(self) -> list[Column]:
+        """What is shown side by side: base model, champion, runner-up."""
+        named = (
+            ("base model", self.results.base),
+            ("champion", self.champion.row),
+            ("runner-up", self.champion.runner_up),
+        )
+        return [Column(name, row) for name, row in named if row is not None and row.image_scores]
+
+    @cached_property
+    def shown(self) -> list[tuple[str, list[tuple[Shot, Column]]]]:
+        """Prompt and pictures of the first seed, for up to four prompts; empty without the champion's pictures."""
+        row = self.champion.row
+        if row is None or self.results.base is None or not row.image_scores:
             return []
-        before = {image.key: image for image in base.image_scores}
-        first_seed = row.image_scores[0].seed
-        chosen = [image for image in row.image_scores if image.seed == first_seed and image.key in before]
-        pairs = [
-            Pair(
+        known = [{image.key: image for image in column.row.image_scores} for column in self.columns]
+        chosen = [image for image in row.image_scores if image.seed == row.image_scores[0].seed][:MAX_SHOWN]
+        lines = [
+            (
                 image.prompt or image.key,
-                _shot(base, before[image.key], self._pictures),
-                _shot(row, image, self._pictures),
+                [
+                    (_shot(column.row, by_key.get(image.key), self._pictures), column)
+                    for column, by_key in zip(self.columns, known, strict=True)
+                ],
             )
-            for image in chosen[:MAX_PAIRS]
+            for image in chosen
         ]
-        return [pair for pair in pairs if pair.champion.picture]
+        return [line for line in lines if any(shot.picture for shot, column in line[1] if column.row.champion)]
+
+    @cached_property
+    def photos(self) -> list[Picture]:
+        """Some of the reference photos, where the sweep file lets the report show them."""
+        config = self.results.config
+        if config is None or not config.report.show_photos:
+            return []
+        return self._pictures.photos(config.evaluation.face.references or config.subject.photos, MAX_PHOTOS)
 
 
 def photo_remarks(folder: RunFolder) -> list[str]:
@@ -500,12 +528,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("reference photos", _references(results.folder)),
         ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, no face = 0"),
         ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
-        (
-            "intervals",
-            f"95 % bootstrap over pictures (prompts x seeds), {NUM_RESAMPLES} resamples; differences of face "
-            "similarity are paired by picture and widened to hold for all checkpoints together, as the champion was "
-            "chosen among them; another training seed may change more than they say",
-        ),
+        ("intervals", INTERVALS),
         *sorted(_versions(results.folder).items()),
     ]
     return [(name, value) for name, value in entries if value]

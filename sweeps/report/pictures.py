@@ -1,7 +1,7 @@
 """Pictures of a run folder on a page: inlined where the page is one file, by address where it is served.
 
-What a page shows of a run lies in the folders of scored pictures and of renders, and nothing else is ever read for it:
-the photos of the person are in neither.
+What a page shows of a run lies in the folders of scored pictures and of renders; the photos of the person are in
+neither. Only a page that is one file has them, and only where the sweep file says so (`report.show_photos`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evaluation.scores import ImageScore
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.leaderboard import Row
 from training.errors import UserError
-from training.pictures import read_picture
+from training.pictures import find_photos, read_picture
 
 THUMBNAIL_SIDE = 256
 SHEET_SIDE = 2400
@@ -29,7 +29,7 @@ PICTURE_BUDGET_BYTES = 7_000_000
 """Of inlined pictures: a page of 10 MB still opens at once and passes through a mail."""
 LOSSLESS_SIDE = 128
 """Up to here a picture is stored as PNG and shown with its own pixels."""
-PICTURE_PATH = re.compile(r"trials/[^/]+/images-\d+/[^/]+|renders/[^/]+")
+PICTURE_PATH = re.compile(r"(?:trials|confirm)/[^/]+/images-\d+/[^/]+|renders/[^/]+")
 """What a page shows of a run folder."""
 
 
@@ -62,6 +62,10 @@ class Pictures(ABC):
         """One picture of a checkpoint; None where it is missing, broken or without room."""
         return None if row.images is None else self._show(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
 
+    def photos(self, folder: Path, number: int) -> list[Picture]:  # noqa: ARG002 -- nobody is served photos
+        """Some of the person's photos, where this kind of page may show them: none where it is served."""
+        return []
+
     def sheet(self, path: Path) -> Picture | None:
         """A sheet of renders."""
         return self._show(self._folder.relative(path), SHEET_SIDE)
@@ -89,6 +93,14 @@ class InlinedPictures(Pictures):
         if (path, side) not in self._known:
             self._known[path, side] = self._read(path, side)
         return self._known[path, side]
+
+    def photos(self, folder: Path, number: int) -> list[Picture]:
+        """The first few photos of a folder, their pixels alone."""
+        try:
+            files = find_photos(folder)[:number]
+        except UserError:  # moved since
+            return []
+        return [picture for file in files if (picture := self._picture(file, file.name, THUMBNAIL_SIDE))]
 
     def _read(self, path: Path, side: int) -> Picture | None:
         if self._num_bytes >= PICTURE_BUDGET_BYTES:
@@ -124,7 +136,7 @@ def picture_file(folder: RunFolder, relative: str) -> Path | None:
     """
     if not PICTURE_PATH.fullmatch(relative):
         return None
-    roots = (folder.trials_dir.resolve(), folder.renders_dir.resolve())
+    roots = [place.resolve() for place in (folder.trials_dir, folder.confirm.trials_dir, folder.renders_dir)]
     try:
         path = folder.inside(relative)
         return path if path.is_file() and any(path.is_relative_to(root) for root in roots) else None

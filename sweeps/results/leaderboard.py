@@ -6,14 +6,17 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from evaluation.scores import ReferencePhotos
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, Status, TrialRecord
-from sweeps.results.intervals import Interval, bootstrap_interval
+from sweeps.results.intervals import Interval, Uncertainty, interval_over_pictures
 from sweeps.results.rule import ChampionRule
 from training.files import write_whole
 
@@ -39,8 +42,85 @@ COLUMNS = (
     "loss",
     "seconds",
     "earlier",
+    "finalist",
+    "standing",
+    "confirmed_face_similarity",
+    "confirmed_face_similarity_low",
+    "confirmed_face_similarity_high",
+    "confirmed_prompt_alignment",
+    "num_trainings",
+    "likeness",
+    "confirmed_likeness",
+    "failure_rate",
+    "face_similarity_of_faces",
+    "face_width",
+    "num_several_faces",
 )
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """By how much another training seed moves a training's mean scores; None where no training was repeated."""
+
+    face_similarity: Uncertainty | None = None
+    prompt_alignment: Uncertainty | None = None
+
+
+NO_SEED_NOISE = SeedNoise()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The scale of likeness: comparable across encoders and people, as raw cosines are not."""
+
+    base: Mapping[str, float]
+    """Face similarity of each of the base model's pictures: 0 on the scale, for the same pictures."""
+    real: float
+    """Face similarity of a real photo of the person to the mean of the others (leave-one-out): 1 on the scale."""
+    confirmed_base: float | None = None
+    """Of the base model on the second stage's pictures."""
+
+    def likeness(self, similarities: Mapping[str, float]) -> float | None:
+        """Of these pictures, from 0 (the base model's) to 1 (another real photo); below and above are possible."""
+        common = [key for key in similarities if key in self.base]
+        if not common:
+            return None
+        base = sum(self.base[key] for key in common) / len(common)
+        return (sum(similarities[key] for key in common) / len(common) - base) / (self.real - base)
+
+    def confirmed_likeness(self, similarity: float) -> float | None:
+        """Of a mean over the second stage's pictures."""
+        base = self.confirmed_base
+        return None if base is None else (similarity - base) / (self.real - base)
+
+
+MIN_REFERENCES = 4
+"""Photos with a face; fewer say too little about how alike photos of the person are."""
+
+
+def calibration_of(base: Row, photos: ReferencePhotos, confirmed_base: Row | None = None) -> Calibration | None:
+    """The scale of a run, None where it has no length.
+
+    That is where photos of the person differ among themselves by as much as the base model's pictures from them.
+
+    Args:
+        base: the base model's row.
+        photos: what pictures are compared with.
+        confirmed_base: the base model's row of the second stage.
+    """
+    similarities = photos.similarities
+    if len(similarities) < MIN_REFERENCES:
+        return None
+    real, spread = statistics.mean(similarities), statistics.stdev(similarities)
+    bases = [row.face_similarity for row in (base, confirmed_base) if row is not None]
+    if any(real - each <= 2 * spread for each in bases):
+        return None
+    return Calibration(base.face_similarities, real, None if confirmed_base is None else confirmed_base.face_similarity)
+
+
+Standing = Literal["follows", "borderline", "off prompt"]
+"""How a checkpoint stands to the rule's lowest prompt alignment: surely above, not sure, surely below."""
 
 
 class Row(ScoredCheckpoint):
@@ -61,16 +141,76 @@ class Row(ScoredCheckpoint):
     pareto: bool = False
     earlier: bool = False
     """Its trial is of an earlier state of the sweep file, which does not ask for it any more."""
+    finalist: bool = False
+    """Its settings are trained again with other seeds."""
+    standing: Standing | None = None
+    """How sure it is that it follows its prompts; None of what was not trained again."""
+    confirmed_face_similarity: float | None = None
+    """Of its settings over trainings with other seeds, on other noise and held-back prompts."""
+    confirmed_face_similarity_low: float | None = None
+    confirmed_face_similarity_high: float | None = None
+    """Over training seeds, prompts and noise."""
+    confirmed_prompt_alignment: float | None = None
+    num_trainings: int = 0
+    """With other seeds, that have been scored."""
+    calibration: Calibration | None = None
+    """None where the scale has no length: too few reference photos, or a base model that is as like the person."""
+    seed_noise: SeedNoise = NO_SEED_NOISE
+    """Of a training's means over other training seeds, as far as this sweep has measured it."""
 
     @cached_property
     def face_similarity_interval(self) -> Interval | None:
         """None with fewer than two pictures; worked out when it is first asked for, as a table asks for few."""
-        return bootstrap_interval([image.counted for image in self.image_scores])
+        return _interval(self.face_similarities, self.seed_noise.face_similarity)
 
     @cached_property
     def prompt_alignment_interval(self) -> Interval | None:
         """The same."""
-        return bootstrap_interval([i.prompt_alignment for i in self.image_scores if i.prompt_alignment is not None])
+        return _interval(self.prompt_alignments, self.seed_noise.prompt_alignment)
+
+    @cached_property
+    def face_similarities(self) -> dict[str, float]:
+        """Of each picture by its key, one without a face counting as it does in the mean."""
+        return {image.key: image.counted(self.no_face_similarity) for image in self.image_scores}
+
+    @cached_property
+    def prompt_alignments(self) -> dict[str, float]:
+        """Of each picture by its key."""
+        return {i.key: i.prompt_alignment for i in self.image_scores if i.prompt_alignment is not None}
+
+    @property
+    def likeness(self) -> float | None:
+        """The way from the base model's face similarity (0) to another real photo's (1)."""
+        return None if self.calibration is None else self.calibration.likeness(self.face_similarities)
+
+    @property
+    def confirmed_likeness(self) -> float | None:
+        """The same of its settings' trainings with other seeds."""
+        if self.calibration is None or self.confirmed_face_similarity is None:
+            return None
+        return self.calibration.confirmed_likeness(self.confirmed_face_similarity)
+
+    @property
+    def failure_rate(self) -> float:
+        """The part of its pictures in which no face was found, in [0, 1]."""
+        return 1 - self.num_faces / self.num_images if self.num_images else 0.0
+
+    @property
+    def face_similarity_of_faces(self) -> float | None:
+        """Mean over the pictures with a face alone."""
+        found = [image.face_similarity for image in self.image_scores if image.face_similarity is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def face_width(self) -> float | None:
+        """Median width of the largest faces in pixels: smaller ones score lower for reasons other than likeness."""
+        widths = [image.face_width for image in self.image_scores if image.face_width is not None]
+        return statistics.median(widths) if widths else None
+
+    @property
+    def num_several_faces(self) -> int:
+        """Pictures with more than one face."""
+        return sum(image.num_faces > 1 for image in self.image_scores)
 
     @property
     def is_base(self) -> bool:
@@ -91,6 +231,11 @@ class Row(ScoredCheckpoint):
             bounds[f"{score}_high"] = interval.high if interval else None
         values = {name: bounds[name] if name in bounds else getattr(self, name) for name in COLUMNS}
         return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+
+
+def _interval(values: Mapping[str, float], seeds: Uncertainty | None) -> Interval | None:
+    interval = interval_over_pictures(values, seeds)
+    return None if interval is None else interval.within(-1.0, 1.0)
 
 
 def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:

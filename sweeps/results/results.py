@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from evaluation.references import References
+from evaluation.scores import ReferencePhotos
 from sweeps.asked import asked_for, num_planned
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
 from sweeps.results.champion import Champion, champion
-from sweeps.results.leaderboard import Row, base_row, best_first, mark_pareto, rows_of
+from sweeps.results.confirmed import NOT_CONFIRMED, Confirmations, confirmations_of
+from sweeps.results.finalists import Finalist, finalists_of, read_asked
+from sweeps.results.leaderboard import (
+    Calibration,
+    Row,
+    base_row,
+    best_first,
+    calibration_of,
+    mark_pareto,
+    rows_of,
+)
 from sweeps.results.rule import ChampionRule
 from sweeps.results.weights import weights_problem
 from sweeps.space import scoring_points
@@ -38,11 +50,15 @@ class Results:
     """Every readable trial by name, the base model's among them, scored or not."""
     rows: tuple[Row, ...]
     """Every scored checkpoint, best first."""
+    search_rows: tuple[Row, ...]
+    """The same in the search's order, which no second stage changes."""
     champion: Champion
     warnings: tuple[str, ...]
     """What could not be read, with its place; the rest stands."""
     weights: str | None = None
     """What became of the champion's weights, where they are not as they were written."""
+    confirmations: Confirmations = NOT_CONFIRMED
+    """What the finalists' trainings with fresh seeds came to."""
     earlier: tuple[str, ...] = ()
     """Trials that the sweep file does not ask for any more: shown, but in no verdict and no count."""
 
@@ -60,6 +76,17 @@ class Results:
     def base(self) -> Row | None:
         """The base model's row."""
         return base_row(self.rows)
+
+    @cached_property
+    def finalists(self) -> tuple[Finalist, ...]:
+        """Who is trained again, or would be were the search over now; none without the sweep's settings.
+
+        Raises:
+            UserError: what `dreamsweep confirm` was asked for cannot be read.
+        """
+        if self.config is None:
+            return ()
+        return tuple(finalists_in(self.folder, self.config, self.search_rows, self.rule, self.trials))
 
     @cached_property
     def num_by_status(self) -> dict[str, int]:
@@ -175,16 +202,26 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
         raise UserError(f"a run folder holds sweep.yaml and trials/, found neither: {run_dir}")
     warnings: list[str] = []
     config = _read_config(folder, warnings)
-    trials, rows, earlier = _read_trials(folder, config, warnings, reader or TrialReader())
+    reader = reader or TrialReader()
+    trials, rows, earlier = _read_trials(folder, config, warnings, reader)
     rule = ChampionRule.of(config.champion if config else ChampionConfig(), base_row(rows))
-    rows = mark_pareto(best_first(rows, rule))
+    rows = search_rows = mark_pareto(best_first(rows, rule))
     warnings += _different_judges(rows)
     if config is not None:
         is_earlier = set(earlier)
         warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in is_earlier])
-    verdict = champion(rows, rule)
+    confirmations = _read_confirmations(folder, config, rows, rule, trials, warnings, reader)
+    calibration = _read_calibration(folder, base_row(rows), confirmations)
+    if confirmations.finalists or calibration is not None:
+        rows = [_completed(row, confirmations, calibration) for row in rows]
+        by_key = {row.key: row for row in rows}
+        finalists = tuple(replace(each, row=by_key[each.row.key]) for each in confirmations.finalists)
+        confirmations = replace(confirmations, finalists=finalists)
+    verdict = champion(rows, rule, confirmations)
     if verdict.row is not None:
         rows = [verdict.row if row.key == verdict.row.key else row for row in rows]
+        if verdict.confirmed is not None:
+            rows = _confirmed_first(rows, confirmations)
     return Results(
         run_dir=Path(run_dir),
         name=config.name if config else folder.dir.name,
@@ -192,11 +229,102 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
         rule=rule,
         trials=tuple(trials),
         rows=tuple(rows),
+        search_rows=tuple(search_rows),
         champion=verdict,
         warnings=tuple(warnings),
         weights=_champions_weights(folder, config, verdict.row),
+        confirmations=confirmations,
         earlier=tuple(earlier),
     )
+
+
+def _completed(row: Row, confirmations: Confirmations, calibration: Calibration | None) -> Row:
+    """A row with what the run tells of it: the scale of likeness, how much a training seed moves, its own trainings."""
+    if row.is_base or row.earlier:
+        return row.model_copy(update={"calibration": calibration})
+    confirmed = confirmations.of(row)
+    more = {} if confirmed is None else confirmed.on_leaderboard()
+    return row.model_copy(update={"calibration": calibration, "seed_noise": confirmations.seed_noise, **more})
+
+
+def _read_calibration(folder: RunFolder, base: Row | None, confirmations: Confirmations) -> Calibration | None:
+    """None where there is no scale, or the file of reference faces cannot be read: the report says so."""
+    try:
+        photos = reference_photos(folder)
+    except UserError:
+        return None
+    return None if base is None or photos is None else calibration_of(base, photos, confirmations.base)
+
+
+def reference_photos(folder: RunFolder) -> ReferencePhotos | None:
+    """What was found in a run's reference photos; None before it has looked.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return References.load(folder.reference_file).summary if folder.reference_file.is_file() else None
+
+
+def _confirmed_first(rows: Sequence[Row], confirmations: Confirmations) -> list[Row]:
+    """The champion, the other finalists by what their trainings came to, then the rest as the search has it."""
+    places = {
+        each.row.key: (each.standing == "off prompt", -each.face_similarity.mean) for each in confirmations.finalists
+    }
+    finalists = sorted((row for row in rows if row.key in places), key=lambda row: (not row.champion, places[row.key]))
+    return [*finalists, *(row for row in rows if row.key not in places)]
+
+
+def _read_confirmations(
+    folder: RunFolder,
+    config: SweepConfig | None,
+    rows: Sequence[Row],
+    rule: ChampionRule,
+    trials: Sequence[TrialRecord],
+    warnings: list[str],
+    reader: TrialReader,
+) -> Confirmations:
+    paths = sorted(folder.confirm.trials_dir.glob("*/trial.json"))
+    if config is None or not paths:
+        return NOT_CONFIRMED
+    records, again = list[TrialRecord](), list[Row]()
+    for path in paths:
+        found = reader.read(path)
+        warnings += found.warnings
+        again += found.rows
+        records += [found.record] if found.record is not None else []
+    return confirmations_of(
+        finalists_in(folder, config, rows, rule, trials),
+        {row.key: row for row in rows},
+        {trial.trial: trial for trial in trials},
+        again,
+        {record.trial for record in records if record.status == "failed" and record.fault == "trial"},
+        rule.margin,
+    )
+
+
+def finalists_in(
+    folder: RunFolder, config: SweepConfig, rows: Iterable[Row], rule: ChampionRule, trials: Iterable[TrialRecord]
+) -> list[Finalist]:
+    """Who is trained again. Nobody by the search's order while it runs, since another may yet be better.
+
+    Args:
+        folder: of the run.
+        config: the sweep.
+        rows: of the search, in its order.
+        rule: the sweep's.
+        trials: of the run, the base model's among them.
+
+    Raises:
+        UserError: what was asked for by name cannot be read.
+    """
+    by_name = {trial.trial: trial for trial in trials}
+    best: dict[str, Row] = {}
+    for row in rows:
+        if not row.is_base and not row.earlier:
+            best.setdefault(row.trial, row)
+    is_over = all(by_name[trial].is_over for trial in best)
+    able = [row for row in best.values() if rule.qualifies(row)] if is_over else []
+    return finalists_of(config, able, by_name, read_asked(folder))
 
 
 def _champions_weights(folder: RunFolder, config: SweepConfig | None, row: Row | None) -> str | None:

@@ -32,6 +32,8 @@ class ChampionRule:
     """How far below the base model's prompt alignment a checkpoint may lie and still follow its prompts."""
     base_prompt_alignment: float | None = None
     """None before the base model has been scored: then nothing is known to disqualify a checkpoint."""
+    tie_margin: float = 0.0
+    """Of finalists that cannot be told apart, how far below the highest a cheaper one may lie and be the choice."""
     base_by_picture: Mapping[str, float] = field(default_factory=dict, repr=False)
     """The same, a picture: a first look is measured from the base model's score of the same pictures."""
 
@@ -40,9 +42,9 @@ class ChampionRule:
         """The sweep file's rule, measured from the base model's score."""
         entry = base.checkpoints[0] if isinstance(base, TrialRecord) else base
         if entry is None:
-            return cls(config.prompt_alignment_margin)
+            return cls(config.prompt_alignment_margin, tie_margin=config.face_similarity_margin)
         known = {each.key: each.prompt_alignment for each in entry.image_scores if each.prompt_alignment is not None}
-        return cls(config.prompt_alignment_margin, entry.prompt_alignment, known)
+        return cls(config.prompt_alignment_margin, entry.prompt_alignment, config.face_similarity_margin, known)
 
     @property
     def limit(self) -> float | None:

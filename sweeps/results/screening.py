@@ -59,7 +59,7 @@ def _at_first_look(row: Row, evaluation: EvaluationConfig) -> Row:
     prompt_alignment = mean_prompt_alignment(images)
     assert prompt_alignment is not None, "a sweep's pictures are scored by CLIP"
     scores = {
-        "face_similarity": mean_face_similarity(images),
+        "face_similarity": mean_face_similarity(images, row.no_face_similarity),
         "prompt_alignment": prompt_alignment,
         "num_images": len(images),
         "num_faces": num_with_face(images),

@@ -69,7 +69,7 @@ class Card:
             address=address,
             problem=None,
             written=written,
-            headline=verdict.headline,
+            headline=verdict.advice.sentence,
             tone=verdict.tone,
             num_planned=results.num_planned,
             num_ended=results.num_ended,

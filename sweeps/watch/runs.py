@@ -306,9 +306,10 @@ def is_run_folder(path: Path) -> bool:
 def read_stamps(folder: RunFolder) -> Files:
     """Of all files that a page is made from; one that cannot be looked at has none."""
     files: Files = {}
-    places = [str(folder.sweep_file)]
+    places = [str(folder.sweep_file), str(folder.confirm_file)]
     for parent, names in (
         (folder.trials_dir, ("trial.json", STATS_FILE)),
+        (folder.confirm.trials_dir, ("trial.json",)),
         (folder.renders_dir, ()),
         (folder.dataset_dir, ()),
     ):

@@ -77,7 +77,7 @@ class Stage:
         os.environ.clear()  # what that import set for Ray Tune is not for the plain side
         os.environ.update(environ)
         folder = RunFolder(self.prepared)
-        prepare_subject(self.config.subject, self.config.evaluation.face, folder)
+        prepare_subject(self.config, folder)
         for _said in prepare_run(Preparation.of(self.config, folder, "cpu")):
             pass
 

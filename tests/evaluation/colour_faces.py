@@ -15,6 +15,7 @@ class ColourEncoder:
     """A face is a picture that is not black; its embedding is the mean colour. Two faces where the corner is white."""
 
     name = "mean colour"
+    stranger_similarity = 0.0
 
     def find_faces(self, images: Sequence[Image.Image]) -> list[list[Face]]:
         """One or two faces, none in black."""

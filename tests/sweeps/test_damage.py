@@ -188,10 +188,10 @@ def test_the_run_embeds_damaged_references_anew(
 ) -> None:
     """The next run does not refuse for good what it can make itself."""
     config, folder = tiny_sweep(), RunFolder(tmp_path / "run")
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     whole = References.load(folder.reference_file)
     folder.reference_file.write_bytes(folder.reference_file.read_bytes()[:-3])
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     anew = References.load(folder.reference_file)
     assert (anew.embeddings == whole.embeddings).all()
     assert anew.digests == whole.digests

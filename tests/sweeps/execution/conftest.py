@@ -18,7 +18,7 @@ from tests.sweeps.tiny_sweep import ONE_CPU
 
 def prepare(config: SweepConfig, folder: RunFolder) -> None:
     """The once-a-sweep stages, as the driver asks for them."""
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     list(prepare_run(Preparation.of(config, folder, "cpu")))
 
 

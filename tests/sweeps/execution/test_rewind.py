@@ -40,7 +40,7 @@ def ended(tiny_sweep: Callable[..., SweepConfig], tmp_path_factory: pytest.TempP
     config = tiny_sweep(methods={"lora": lora}, champion={"prompt_alignment_margin": 2.0})
     folder = RunFolder(tmp_path_factory.mktemp("ended") / "run")
     folder.write_sweep(resolved_yaml(config))
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     list(prepare_run(Preparation.of(config, folder, "cpu")))
     (trial,) = listed_trials(config)
     folder.write(

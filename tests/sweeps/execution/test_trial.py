@@ -59,7 +59,7 @@ def test_pictures_are_compared_with_the_references_that_are_given(
     evaluation["face"] = {**evaluation["face"], "references": "held_out"}
     sweep = write_sweep(tmp_path / "sweep.yaml", {**tiny_mapping, "evaluation": evaluation})
     config, folder = load_sweep(sweep), RunFolder(tmp_path / "run")
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     assert References.load(folder.reference_file).used == ("other.png",)
     before = key_of(config)
     shutil.copy(second, held_out)
@@ -236,7 +236,7 @@ def test_preparing_again_changes_nothing(prepared: Path, tiny_sweep: Callable[..
     """Latents and the base model's scores are made once a sweep."""
     files = {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()}
     config, folder = tiny_sweep(), RunFolder(prepared)
-    prepare_subject(config.subject, config.evaluation.face, folder)
+    prepare_subject(config, folder)
     stages = list(prepare_run(Preparation.of(config, folder, "cpu")))
     assert stages == ["checking the models", "encoding the photos"]
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*") if path.is_file()} == files
@@ -476,7 +476,7 @@ def test_what_is_special_about_the_photos_is_said_before_the_first_trial(
     face = {"encoder": str(demo / "family" / "face_encoder"), "references": str(black.parent)}
     mapping["evaluation"] = {**evaluation, "face": face}
     config, folder = load_sweep(write_sweep(tmp_path / "sweep.yaml", mapping)), RunFolder(tmp_path / "run")
-    said = prepare_subject(config.subject, config.evaluation.face, folder)
+    said = prepare_subject(config, folder)
     assert f"passed over in {own}: old/ (1 picture)" in said
     assert "reference photos without a face, left out of the mean: black [1].png" in said
-    assert prepare_subject(config.subject, config.evaluation.face, folder) == said
+    assert prepare_subject(config, folder) == said

@@ -135,7 +135,7 @@ def test_the_counts_are_what_the_modules_saw(
     folder = RunFolder(tmp_path / "run")
     folder.write_sweep(resolved_yaml(config))
     with counting() as seen:
-        prepare_subject(config.subject, config.evaluation.face, folder)
+        prepare_subject(config, folder)
         list(prepare_run(Preparation.of(config, folder, "cpu")))
         for trial in grid(config.methods, config.evaluation.at_steps):
             run_trial(folder, TrialTask.of(config, folder, ONE_CPU), trial)

@@ -386,7 +386,7 @@ def test_a_trial_goes_on_on_another_machine(
     """The first machine is lost with its disk after a scoring point; the second ends the trial, the head has it all."""
     head, first, second = machines
     config = tiny_sweep(storage=storage)
-    prepare_subject(config.subject, config.evaluation.face, head)
+    prepare_subject(config, head)
     head.push(head.identity_file, head.dataset_dir)
     list(prepare_run(Preparation.of(config, first, "cpu")))
     head.write(record())

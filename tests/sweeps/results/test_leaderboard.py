@@ -20,8 +20,8 @@ from sweeps.config import ChampionConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord, parse_record
 from sweeps.results import results
-from sweeps.results.champion import Champion, champion, compare_face_similarity
-from sweeps.results.intervals import bootstrap_interval, paired_difference, quantile_of_sorted
+from sweeps.results.champion import Champion, champion
+from sweeps.results.intervals import Family
 from sweeps.results.leaderboard import (
     COLUMNS,
     Row,
@@ -155,34 +155,6 @@ def test_what_the_base_model_beats_twice_is_on_no_front() -> None:
     assert flags == {"base": True, "a": False, "b": True}
 
 
-@pytest.mark.parametrize("num_pictures", [6, 12, 48])
-def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says(num_pictures: int) -> None:
-    """Over 600 normal samples the 95 % interval covers the mean in 92 to 98 of 100, however few pictures."""
-    rng = np.random.default_rng(3)
-    intervals = [bootstrap_interval(rng.normal(0.4, 0.1, num_pictures).tolist()) for _ in range(600)]
-    covered = np.mean([interval is not None and interval.covers(0.4) for interval in intervals])
-    assert 0.92 <= covered <= 0.98
-
-
-def test_bootstrap_needs_two_pictures_and_repeats_itself() -> None:
-    """No interval from one picture; the same values give the same digits."""
-    assert bootstrap_interval([0.5]) is None
-    assert bootstrap_interval([0.1, 0.4, 0.3]) == bootstrap_interval([0.1, 0.4, 0.3])
-
-
-def test_pairing_sees_what_the_separate_intervals_hide() -> None:
-    """A small constant lead over prompts of very different difficulty is `higher`; noise of that size is a `tie`."""
-    hard = {str(i): 0.1 * i for i in range(10)}
-    easier = {i: value + 0.01 + 0.001 * (int(i) % 2) for i, value in hard.items()}
-    assert paired_difference(easier, hard).verdict == "higher"
-    assert paired_difference(hard, easier).verdict == "lower"
-    noise = {i: value + (0.05 if int(i) % 2 else -0.05) for i, value in hard.items()}
-    assert paired_difference(noise, hard).verdict == "tie"
-    few = "abcde"
-    assert paired_difference(dict.fromkeys(few, 1.0), dict.fromkeys(few, 0.5)).verdict == "unknown"
-    assert paired_difference({"a": 1.0}, {"b": 0.5}).mean is None
-
-
 def test_rows_are_one_per_scored_checkpoint_with_the_contract_s_keys(tmp_path: Path) -> None:
     """`show --json` and results.csv have the same names, best first, and the base model as the zero line."""
     results = read_results(build_run(tmp_path, num_trials=5, num_failed=1))
@@ -265,19 +237,6 @@ def test_no_trial_better_than_the_base_model_is_said(tmp_path: Path) -> None:
     assert "do not rank the settings" in results.champion.caveats[0]
 
 
-def test_choosing_among_many_widens_the_interval() -> None:
-    """Of 40 checkpoints that are all noise, the best is called better than the base model in at most 1 sweep of 20."""
-    rng = np.random.default_rng(11)
-    naive = honest = 0
-    for _ in range(60):
-        zero = {str(i): float(v) for i, v in enumerate(rng.normal(0, 1, 16))}
-        trials = [{str(i): float(v) for i, v in enumerate(rng.normal(0, 1, 16))} for _ in range(40)]
-        best = max(trials, key=lambda trial: sum(trial.values()))
-        naive += paired_difference(best, zero).verdict == "higher"
-        honest += paired_difference(best, zero, num_comparisons=40).verdict == "higher"
-    assert honest <= 3 < naive
-
-
 def test_a_clear_champion_is_a_finding(tmp_path: Path) -> None:
     """Above the base model on every picture, and no reason against it."""
     results = run_of(tmp_path, ("a", [entry(100, 0.6, trial="a", spread=0.02)]))
@@ -349,12 +308,6 @@ def test_trials_of_an_earlier_sweep_are_in_no_verdict(tmp_path: Path) -> None:
     assert len(after.rows) == len(before.rows), "they are shown"
 
 
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=50), st.floats(0, 1))
-def test_a_quantile_is_numpys_to_the_last_bit(values: list[float], share: float) -> None:
-    """So that the bounds in a results.csv are the ones that earlier releases wrote."""
-    assert quantile_of_sorted(np.sort(values), share) == np.quantile(values, share)
-
-
 pictures = st.lists(st.floats(-0.2, 0.4), min_size=2, max_size=9)
 
 
@@ -370,7 +323,8 @@ def test_the_caveats_are_those_of_all_checkpoints(trials: list[list[float]], of_
 
     zero = with_pictures(base(), of_base)
     rows = [with_pictures(row(f"t{i}", 0.0), scores) for i, scores in enumerate(trials)]
-    verdicts = {compare_face_similarity(one, zero, len(rows)).verdict for one in rows}
+    family = Family([one.face_similarities for one in [zero, *best_first(rows, ChampionRule(0.02, 0.3))]])
+    verdicts = {family.compare(one.face_similarities, zero.face_similarities).verdict for one in rows}
     said = " ".join(verdict_on([zero, *rows]).caveats)
     assert ("too few pictures" in said) == (verdicts == {"unknown"})
     assert ("measurably" in said) == bool(verdicts and "higher" not in verdicts and verdicts != {"unknown"})

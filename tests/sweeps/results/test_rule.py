@@ -16,7 +16,7 @@ from sweeps.ledger.records import ScoredCheckpoint
 from sweeps.results.rule import ChampionRule
 from tests.sweeps.ledger_entries import entry, record
 
-RULE = ChampionRule(margin=0.02, base_prompt_alignment=0.30)
+RULE = ChampionRule(margin=0.02, base_prompt_alignment=0.30, tie_margin=ChampionConfig().face_similarity_margin)
 
 cosines = st.floats(-1, 1)
 checkpoints = st.builds(entry, st.integers(1, 9), cosines, cosines)

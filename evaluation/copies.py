@@ -1,0 +1,79 @@
+"""Whether a checkpoint has learnt its training photos by heart: pictures that are nearer to one than they should be.
+
+Likeness cannot tell: a copied photo shows the person as well as a new picture does, and an unseen photo is nearly as
+like it. So whole pictures are compared, coarsely, and what is near is judged by how near pictures of the same person
+come that were not trained on. It shows on the bare instance prompt, which asks for nothing but the photos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from evaluation.scores import CopyCheck, NearestPhoto
+
+SIDE = 32
+"""Pixels to which pictures are reduced: where things are and in what colours, not grain."""
+NEAR = 0.7
+"""A picture is near a trained photo below this part of its distance to the nearest unseen one."""
+MANY = 0.5
+"""A checkpoint copies if at least this part of its pictures of the bare prompt is near."""
+
+
+def check_copies(
+    pictures: Sequence[tuple[str, Image.Image]],
+    trained: Sequence[tuple[str, Image.Image]],
+    unseen: Sequence[Image.Image],
+) -> CopyCheck:
+    """Hold pictures of the bare instance prompt against the photos.
+
+    Args:
+        pictures: file names and pictures.
+        trained: names of the photos that were trained on, and these as they were cut for it.
+        unseen: other photos of the person, cut alike; without any, a picture's distance is measured by how far the
+            trained photos are from each other.
+
+    Raises:
+        ValueError: no pictures, or fewer than two photos.
+    """
+    if not pictures or len(trained) < 2:
+        raise ValueError(f"copies: need pictures and 2 or more photos, got {len(pictures)} and {len(trained)}")
+    thumbnails = _thumbnails([image for _, image in pictures])
+    photos = _thumbnails([image for _, image in trained])
+    distances = _distances(thumbnails, photos)
+    nearest = distances.argmin(axis=1)
+    usual = _distances(thumbnails, _thumbnails(unseen)).min(axis=1) if unseen else _usual_distance(photos, nearest)
+    found = tuple(
+        NearestPhoto(
+            file=file,
+            photo=trained[int(place)][0],
+            distance=float(distances[row, place]),
+            ratio=float(distances[row, place] / max(float(usual[row]), 1e-6)),
+        )
+        for row, ((file, _), place) in enumerate(zip(pictures, nearest, strict=True))
+    )
+    share = sum(each.ratio < NEAR for each in found) / len(found)
+    return CopyCheck(nearest=found, share=share, is_copying=share >= MANY, num_unseen=len(unseen))
+
+
+def _thumbnails(images: Sequence[Image.Image]) -> Float[np.ndarray, "n s s 3"]:
+    """In [0, 1]."""
+    small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in images]
+    return np.stack([np.asarray(each, dtype=np.float64) / 255 for each in small])
+
+
+def _distances(a: Float[np.ndarray, "n s s 3"], b: Float[np.ndarray, "m s s 3"]) -> Float[np.ndarray, "n m"]:
+    """Root mean square of the pixels' differences, in [0, 1]."""
+    distances: np.ndarray = np.sqrt(((a[:, None] - b[None]) ** 2).mean(axis=(2, 3, 4)))
+    return distances
+
+
+def _usual_distance(photos: Float[np.ndarray, "m s s 3"], nearest: np.ndarray) -> Float[np.ndarray, " n"]:
+    """Of each picture's nearest photo to the photo that is nearest to it."""
+    between = _distances(photos, photos)
+    np.fill_diagonal(between, np.inf)
+    usual: np.ndarray = between.min(axis=1)[nearest]
+    return usual
