@@ -59,6 +59,27 @@ def check_copies(
     return CopyCheck(nearest=found, share=share, is_copying=share >= MANY, num_unseen=len(unseen))
 
 
+def diversity(pictures: Sequence[tuple[str, Image.Image]]) -> float | None:
+    """How far pictures of the same prompt are from each other, in [0, 1]: a collapsed model always draws one picture.
+
+    Root mean square of the pixels' differences of coarse copies, the mean over all pairs of one prompt.
+
+    Args:
+        pictures: prompts and pictures.
+
+    Returns:
+        None where no prompt has two pictures.
+    """
+    by_prompt: dict[str, list[Image.Image]] = {}
+    for prompt, image in pictures:
+        by_prompt.setdefault(prompt, []).append(image)
+    distances = []
+    for images in by_prompt.values():
+        between = _distances(thumbnails := _thumbnails(images), thumbnails)
+        distances += between[np.triu_indices(len(images), 1)].tolist()
+    return sum(distances) / len(distances) if distances else None
+
+
 def _thumbnails(images: Sequence[Image.Image]) -> Float[np.ndarray, "n s s 3"]:
     """In [0, 1]."""
     small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in images]

@@ -151,7 +151,6 @@ class Score(_Record):
     """Weights and crop: scores of different encoders are not comparable."""
     clip: str | None = None
     images: tuple[ImageScore, ...]
-    second_opinion: SecondOpinion | None = None
     references: ReferencePhotos | None = None
     passed_over: tuple[str, ...] = ()
     """Files and subfolders of a scored folder that were not looked at."""

@@ -114,11 +114,11 @@ def check(
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
     from sweeps.photo_remarks import look_for_faces, remarks_on_folders
-    from sweeps.plan import check_sweep
+    from sweeps.plan import check_sweep, with_noise_of
     from sweeps.prompts import comments_in_texts
 
     config = load_sweep(sweep, overrides or [])
-    plan = check_sweep(config)
+    plan = with_noise_of(check_sweep(config), Path("runs") / config.name)
     for remark in remarks_on_folders(config.subject.photos, config.evaluation.face.references):
         _complain(remark)
     if faces:
@@ -470,7 +470,16 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
     from sweeps.results.advice import advice_of
 
     table = Table(
-        "", "trial", "step", "rank", "learning rate", "face similarity", "prompt alignment", "faces", "status"
+        "",
+        "trial",
+        "step",
+        "rank",
+        "learning rate",
+        "face similarity",
+        "likeness",
+        "prompt alignment",
+        "faces",
+        "status",
     )
     limit = MAX_ROWS if top is None else top
     num_hidden = len(results.rows) - limit if top is None else 0
@@ -528,7 +537,8 @@ def _cells(row: Row) -> list[str]:
     rank = "" if row.rank is None else str(row.rank)
     learning_rate = "" if row.learning_rate is None else learning_rate_text(row.learning_rate)
     faces = f"{row.num_faces}/{row.num_images}"
-    scores = [f"{row.face_similarity:.3f}", f"{row.prompt_alignment:.3f}"]
+    likeness = "" if row.likeness is None else f"{row.likeness:.0%}"
+    scores = [f"{row.face_similarity:.3f}", likeness, f"{row.prompt_alignment:.3f}"]
     status = f"{row.status}, earlier" if row.earlier else row.status
     return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, status]
 

@@ -9,7 +9,7 @@ import errno
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,12 @@ from evaluation.config import EvaluationConfig
 from evaluation.face_encoders import check_face_encoder
 from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
+from sweeps.confirm import confirm_evaluation, confirm_of
 from sweeps.held_out import held_out_photos
 from sweeps.ledger.folder import RunFolder
 from sweeps.prompts import check_prompts, prompt_lines
+from sweeps.results.leaderboard import rows_of
+from sweeps.results.power import TYPICAL, Design, Noise, noise_of_base, smallest_visible
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
 from training.base_model import check_base_model, look_at
@@ -62,6 +65,27 @@ STABLE_DIFFUSION_15 = BaseSizes(859_520_964, 123_060_480, 199_296, 73_728, 512)
 
 
 @dataclass(frozen=True)
+class SecondStageSize:
+    """What training the finalists again takes, at most."""
+
+    finalists: int
+    seeds: int
+    num_steps: int
+    num_prompts: int
+    images_per_prompt: int
+
+    @property
+    def design(self) -> Design:
+        """By how much each finalist is tried."""
+        return Design(self.seeds, self.num_prompts, self.images_per_prompt, self.finalists)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures to generate and score, the base model's counted."""
+        return (self.finalists * self.seeds + 1) * self.num_prompts * self.images_per_prompt
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep will take."""
 
@@ -81,6 +105,12 @@ class Plan:
     dreambooth_bytes: int | None = None
     """Of a GPU, for what the largest full DreamBooth trial trains; None where there is none, or where the sweep file
     says how many share a GPU."""
+    second_stage: SecondStageSize | None = None
+    """What training the finalists again will take, at most; None where there is no second stage."""
+    num_held_out: int = 0
+    """Photos that are not trained on; not known without looking at the photos."""
+    noise: Noise = TYPICAL
+    """By which it is said what the sweep can see."""
     warnings: tuple[str, ...] = ()
     """What works and is perhaps not what is meant, a line each."""
 
@@ -99,9 +129,58 @@ class Plan:
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
             f"scored    {about}{self.num_checkpoints:,} checkpoints{screened}, {pictures}{once}",
             f"disk      about {bytes_text(self.disk_bytes)}",
+            *self._second_stage_lines(),
+            *self._held_out_lines(),
+            *self._visible_lines(),
             *self._memory_lines(),
             *prompt_lines(config),
             *(f"mind: {warning}" for warning in self.warnings),
+        ]
+
+    def _second_stage_lines(self) -> list[str]:
+        stage = self.second_stage
+        if stage is None:
+            return ["confirm   no: the champion is named from one training each (confirm: {finalists: 3} changes that)"]
+        return [
+            f"confirm   the best {stage.finalists} trained again with {stage.seeds} other seeds each: up to "
+            f"{stage.num_steps:,} steps more, {stage.num_images:,} pictures of {stage.num_prompts} prompts (and base); "
+            "the champion is named from these"
+        ]
+
+    def _held_out_lines(self) -> list[str]:
+        if not self.num_held_out:
+            return []
+        return [
+            f"photos    {self.num_held_out} held out: not trained on, pictures are compared with them "
+            "(subject.held_out_photos)"
+        ]
+
+    def _visible_lines(self) -> list[str]:
+        """The smallest difference that the sweep can see, and what more of everything buys."""
+        evaluation, stage = self.config.evaluation, self.second_stage
+        of = "the base model's" if self.noise is not TYPICAL else "typical"
+        if stage is None:
+            design = Design(1, len(evaluation.prompts), evaluation.images_per_prompt)
+            seen, twice = (
+                smallest_visible(self.noise, each)
+                for each in (design, replace(design, images_per_prompt=2 * design.images_per_prompt))
+            )
+            return [
+                f"sees      face similarities that differ by {seen:.2f} (by {of} noise), {twice:.2f} with twice the "
+                "pictures; nothing of what another training seed does"
+            ]
+        design, pairs = stage.design, max(1, stage.finalists * (stage.finalists - 1) // 2)
+        seen, pictures, seeds = (
+            smallest_visible(self.noise, each, pairs)
+            for each in (
+                design,
+                replace(design, images_per_prompt=2 * design.images_per_prompt),
+                replace(design, seeds=2 * design.seeds),
+            )
+        )
+        return [
+            f"sees      finalists whose face similarities differ by {seen:.2f} (by {of} noise); "
+            f"{min(seen, pictures):.2f} with twice the pictures, {seeds:.2f} with twice the seeds"
         ]
 
     def _memory_lines(self) -> list[str]:
@@ -127,7 +206,6 @@ def check_sweep(config: SweepConfig) -> Plan:
     check_base_model(config.base_model)
     check_face_encoder(config.evaluation.face.encoder, weights_present=False)
     check_clip(config.evaluation.clip, weights_present=False)
-    held_out_photos(config)  # or it is refused
     if (second := config.evaluation.second_opinion) is not None:
         if second.face is not None:
             check_face_encoder(second.face.encoder, weights_present=False)
@@ -135,7 +213,8 @@ def check_sweep(config: SweepConfig) -> Plan:
             check_clip(second.clip, weights_present=False)
     if config.render is not None:
         check_render(config.render, weights_present=False)
-    return replace(plan_of(config), warnings=check_prompts(config))
+    num_held_out = len(held_out_photos(config))
+    return replace(plan_of(config), num_held_out=num_held_out, warnings=check_prompts(config))
 
 
 def _check_references(folder: Path | None) -> None:
@@ -147,6 +226,15 @@ def _check_references(folder: Path | None) -> None:
         raise UserError(f"evaluation.face.references: {error}") from None
     if not num_photos:
         raise UserError(f"evaluation.face.references: need 1 or more pictures, got 0 in {folder}")
+
+
+def with_noise_of(plan: Plan, run_dir: Path) -> Plan:
+    """The plan with the noise of the base model's own pictures, where a run of the sweep has scored them."""
+    try:
+        base = RunFolder(run_dir).base()
+    except UserError:
+        return plan
+    return plan if base is None else replace(plan, noise=noise_of_base(rows_of(base)[0]))
 
 
 def plan_of(config: SweepConfig) -> Plan:
@@ -162,6 +250,12 @@ def plan_of(config: SweepConfig) -> Plan:
     side = sizes.native_size
     pixels = (config.evaluation.width or side) * (config.evaluation.height or side)
     weights = sum(len(p) * checkpoint_bytes(trial, sizes) for p, trial in zip(points, trials, strict=True))
+    second = _second_stage(config, trials)
+    if second is not None:
+        weights += second.finalists * second.seeds * max(checkpoint_bytes(trial, sizes) for trial in trials)
+        num_images_in_all = num_images + second.num_images
+    else:
+        num_images_in_all = num_images
     at_once = config.search.max_concurrent_trials or MANY_AT_ONCE
     states = sorted(ADAM_STATE_FACTOR * checkpoint_bytes(trial, sizes) for trial in trials)[-at_once:]
     return Plan(
@@ -175,10 +269,24 @@ def plan_of(config: SweepConfig) -> Plan:
         disk_bytes=int(
             weights
             + STATES_OF_A_TRIAL * sum(states)
-            + num_images * pixels * BYTES_PER_PIXEL
+            + num_images_in_all * pixels * BYTES_PER_PIXEL
             + num_class_images * sizes.native_size**2 * BYTES_PER_PIXEL
         ),
         dreambooth_bytes=_dreambooth_bytes(config, trials, sizes),
+        second_stage=second,
+    )
+
+
+def _second_stage(config: SweepConfig, trials: Sequence[MethodConfig]) -> SecondStageSize | None:
+    """Were the longest trials the finalists."""
+    confirm = confirm_of(config)
+    if confirm is None:
+        return None
+    finalists = min(confirm.finalists, len(trials))
+    longest = sorted((trial.max_train_steps for trial in trials), reverse=True)[:finalists]
+    num_prompts = len(confirm_evaluation(config, confirm).prompts)
+    return SecondStageSize(
+        finalists, confirm.seeds, confirm.seeds * sum(longest), num_prompts, confirm.images_per_prompt
     )
 
 

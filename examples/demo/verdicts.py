@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import measure
@@ -20,16 +23,24 @@ import numpy as np
 import torch
 import world
 from measure import CLASS_PROMPT, INSTANCE_PROMPT, Bench, open_bench, subject_references
+from PIL import Image
 
+from benchmarks.alternating import table
 from evaluation.config import EvaluationConfig
+from evaluation.copies import MANY, NEAR, check_copies
+from evaluation.drawn_face import DrawnFaceEncoder
 from evaluation.generate import GeneratedImage, generate, generate_packed
 from evaluation.references import References
 from evaluation.score import score_images
+from sweeps.config import ChampionConfig
+from sweeps.results.confirmed import Repeated, standing_of
+from sweeps.results.intervals import Interval, Uncertainty, interval_over_pictures, seed_noise
 from training.checkpoint import Checkpoint, load_pipeline
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
 from training.dataset import Dataset, encode_dataset, load_dataset
 from training.pack_training import PackTraining
 from training.packed_pipeline import packed_pipeline
+from training.pictures import read_picture
 from training.preparation import prepare_photos
 from training.stable_diffusion import load_base_model
 from training.train import train
@@ -185,17 +196,269 @@ def draw(bench: Bench, people: Sequence[int], arms: Sequence[str]) -> None:
             print(f"person {person}  {arm}", flush=True)
 
 
+# --- what is kept
+
+
+def collect(work: Path, file: Path) -> None:
+    """Everything that `judge` needs, of the people whose arms are all there, in one small file."""
+    people = [folder for folder in sorted(work.glob("person-*")) if _is_whole(folder)]
+    np.savez_compressed(
+        file,
+        people=np.array([int(folder.name.rpartition("-")[2]) for folder in people]),
+        base=np.stack([_scores(folder / "base.json") for folder in people]),
+        scores=np.stack(
+            [
+                [[_scores(folder / arm / f"{seed}.json") for seed in range(NUM_SEEDS)] for arm in ARMS]
+                for folder in people
+            ]
+        ),
+        ratios=np.stack([[_ratios(folder, arm, NUM_SEEDS, None) for arm in ARMS] for folder in people]),
+        overfit=np.stack([_ratios(folder, "overfit", OVERFIT_SEEDS, OVERFIT_PHOTOS) for folder in people]),
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    wanted = [(arm, NUM_SEEDS) for arm in ARMS] + [("overfit", OVERFIT_SEEDS)]
+    return all((folder / arm / f"{seed}.json").is_file() for arm, number in wanted for seed in range(number))
+
+
+def _scores(file: Path) -> np.ndarray:
+    """[pictures, 2]: face similarity, a picture without a face counting as a stranger, and prompt alignment."""
+    scored = json.loads(file.read_text())[: len(PROMPTS) * NUM_NOISES]
+    stranger = DrawnFaceEncoder.stranger_similarity
+    return np.array([[stranger if face is None else face, alignment] for face, alignment in scored], dtype=np.float32)
+
+
+def _ratios(folder: Path, arm: str, num_seeds: int, num_photos: int | None) -> np.ndarray:
+    """[seeds, bare pictures]: how near each is to a trained photo, by the product's own check."""
+    trained = [(path.name, read_picture(path)) for path in sorted((folder / "photos").glob("*.png"))[:num_photos]]
+    unseen = [read_picture(path) for path in sorted((folder / "held_out").glob("*.png"))]
+    found = []
+    for seed in range(num_seeds):
+        pixels = np.load(folder / arm / f"{seed}.npz")["pictures"][-NUM_BARE:]
+        pictures = [(str(place), Image.fromarray(each)) for place, each in enumerate(pixels)]
+        found.append([each.ratio for each in check_copies(pictures, trained, unseen).nearest])
+    return np.array(found, dtype=np.float32)
+
+
+# --- what a sweep would have said
+
+
+SEARCHED = [prompt * NUM_NOISES + noise for prompt in range(4) for noise in range(NUM_NOISES)]
+"""Pictures that a search sees: the demo's four prompts, three noises."""
+CONFIRMED = [prompt * NUM_NOISES + prompt % NUM_NOISES for prompt in range(len(PROMPTS))]
+"""Pictures of a finalist's training: all prompts, one noise each, which differs from prompt to prompt."""
+MARGIN = ChampionConfig().prompt_alignment_margin
+SIZES = (1, 4, 16, 16, 999, 999)
+"""Of the arms' files, in their order."""
+FACE, PROMPT = 0, 1
+
+
+def by_key(picture_scores: np.ndarray, places: Sequence[int], score: int) -> dict[str, float]:
+    """Some pictures' scores as the product has them."""
+    keys = (f"{place // NUM_NOISES:03d}-{place % NUM_NOISES}.png" for place in places)
+    return dict(zip(keys, picture_scores[list(places), score].astype(float).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Played:
+    """One sweep over the arms of one person, and what is true of them by all other trainings."""
+
+    arms: np.ndarray
+    """[arms, seeds, pictures, 2]"""
+    base: np.ndarray
+    ratios: np.ndarray
+    """[arms, seeds, bare pictures]: nearness to trained photos."""
+    search_seed: int
+    num_seeds: int
+    num_finalists: int
+    tie_margin: float = ChampionConfig().face_similarity_margin
+
+    @property
+    def confirm_seeds(self) -> list[int]:
+        """Of the second stage."""
+        return [(self.search_seed + 1 + number) % NUM_SEEDS for number in range(self.num_seeds)]
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """[arms, 2]: mean of the seeds that the sweep has not had, over all pictures."""
+        others = [seed for seed in range(NUM_SEEDS) if seed not in (self.search_seed, *self.confirm_seeds)]
+        truth: np.ndarray = self.arms[:, others].mean(axis=(1, 2))
+        return truth
+
+    @cached_property
+    def first_look(self) -> np.ndarray:
+        """[arms, 2]: what the search has seen."""
+        seen: np.ndarray = self.arms[:, self.search_seed, SEARCHED].mean(axis=1)
+        return seen
+
+    @cached_property
+    def in_order(self) -> list[int]:
+        """Arms by the search's rule, those that qualify."""
+        line = self.base[SEARCHED, PROMPT].mean() - MARGIN
+        able = [arm for arm in range(len(self.arms)) if self.first_look[arm, PROMPT] >= line]
+        return sorted(able, key=lambda arm: -self.first_look[arm, FACE])
+
+    @property
+    def finalists(self) -> list[int]:
+        """Whom the second stage trains again."""
+        return self.in_order[: self.num_finalists]
+
+    @cached_property
+    def noise(self) -> Uncertainty | None:
+        """Of training seeds, pooled over the finalists."""
+        return seed_noise([_means_of_seeds(self.arms[arm], self.confirm_seeds) for arm in self.finalists])
+
+    def again(self, arm: int, score: int = FACE, seeds: Sequence[int] | None = None) -> Repeated:
+        """A finalist's trainings."""
+        trainings = [by_key(self.arms[arm, seed], CONFIRMED, score) for seed in seeds or self.confirm_seeds]
+        return Repeated(trainings, self.noise if score == FACE else None)
+
+    @cached_property
+    def named(self) -> int:
+        """The champion by the second stage, as `sweeps.results.champion` names it."""
+        of_base = Repeated([by_key(self.base, CONFIRMED, PROMPT)])
+        able = [
+            arm
+            for arm in self.finalists
+            if standing_of(self.again(arm, PROMPT).minus(of_base).interval, MARGIN) != "off prompt"
+        ] or self.finalists
+        best = max(able, key=lambda arm: self.again(arm).mean)
+        pairs = max(1, len(self.finalists) * (len(self.finalists) - 1) // 2)
+        tied = [
+            arm
+            for arm in able
+            if arm != best
+            and self.again(best).minus(self.again(arm), pairs).verdict == "tie"
+            and self.again(best).mean - self.again(arm).mean <= self.tie_margin
+        ]
+        return min([best, *tied], key=lambda arm: SIZES[arm])
+
+    @cached_property
+    def best(self) -> int:
+        """The arm that is truly best among those that truly follow their prompts."""
+        line = self.base[:, PROMPT].mean() - MARGIN
+        able = [arm for arm in range(len(self.arms)) if self.truth[arm, PROMPT] >= line] or range(len(self.arms))
+        return max(able, key=lambda arm: self.truth[arm, FACE])
+
+    def regret(self, arm: int) -> float:
+        """How much likeness is lost by naming it."""
+        return float(self.truth[self.best, FACE] - self.truth[arm, FACE])
+
+
+def _means_of_seeds(arm: np.ndarray, seeds: Sequence[int]) -> list[float]:
+    """Face similarity of each of an arm's trainings [seeds, pictures, 2] over a finalist's pictures."""
+    return [float(arm[seed, CONFIRMED, FACE].mean()) for seed in seeds]
+
+
+def plays(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int, **others: float) -> list[Played]:
+    """A sweep for each person and search seed."""
+    return [
+        Played(arms, base, ratios, seed, num_seeds, num_finalists, **others)
+        for arms, base, ratios in zip(kept["scores"], kept["base"], kept["ratios"], strict=True)
+        for seed in range(NUM_SEEDS)
+    ]
+
+
+def judge(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int) -> list[tuple[str, str, str, str]]:
+    """The table's lines: what, goal, by a first look alone, by the second stage."""
+    played = [play for play in plays(kept, num_seeds, num_finalists) if play.in_order]
+    run_old, run_new, arm, decisive, wrong = [], [], [], [], []
+    for play in played:
+        for number in play.finalists:
+            truth = float(play.truth[number, FACE])
+            one = by_key(play.arms[number, play.search_seed], SEARCHED, FACE)
+            run_old.append(_iid(list(one.values())).covers(truth))
+            run_new.append(_covers(interval_over_pictures(one, play.noise), truth))
+            arm.append(_covers(play.again(number).interval, truth))
+        pairs = list(combinations(play.finalists, 2))
+        for a, b in pairs:
+            verdict = play.again(a).minus(play.again(b), len(pairs)).verdict
+            decisive.append(verdict != "tie")
+            if verdict != "tie":
+                wrong.append((play.truth[a, FACE] > play.truth[b, FACE]) != (verdict == "higher"))
+    old, new = [(play, play.in_order[0]) for play in played], [(play, play.named) for play in played]
+    curse_old = [float(play.first_look[one, FACE] - play.truth[one, FACE]) for play, one in old]
+    curse_new = [play.again(one).mean - float(play.truth[one, FACE]) for play, one in new]
+    regret_old, regret_new = ([play.regret(one) for play, one in named] for named in (old, new))
+    best_old, best_new = ([one == play.best for play, one in named] for named in (old, new))
+    overfit = [_is_flagged(ratios) for person in kept["overfit"] for ratios in person]
+    honest = [_is_flagged(play.ratios[one, play.search_seed]) for play, one in new]
+    return [
+        ("95 % interval of a run holds the mean of other training seeds", "93-97 %", _share(run_old), _share(run_new)),
+        ("... of a finalist's trainings", "93-97 %", "", _share(arm)),
+        ("pairs of finalists told apart", "", "", _share(decisive)),
+        ('verdicts "higher" that brute force contradicts', "<= 3 %", "", _share(wrong)),
+        ("champion's reported score minus its true one", "+-0.01", _mean(curse_old), _mean(curse_new)),
+        ("regret: likeness of the best arm minus the named one's", "<= 0.02", _mean(regret_old), _mean(regret_new)),
+        ("the best arm is named", "", _share(best_old), _share(best_new)),
+        ("ties called ties, arms being equal by construction", ">= 95 %", "", _share(_equal_arms(kept, num_seeds))),
+        ("copies flagged: overfit on purpose", ">= 90 %", "", _share(overfit)),
+        ("copies flagged: honest champions", "<= 5 %", "", _share(honest)),
+    ]
+
+
+def _equal_arms(kept: Mapping[str, np.ndarray], num_seeds: int) -> list[bool]:
+    """One arm's seeds as two arms', beside a third that is another: is the verdict on the two a tie?"""
+    found = []
+    for arms, base, ratios in zip(kept["scores"], kept["base"], kept["ratios"], strict=True):
+        for number in range(len(arms)):
+            for start in range(0, NUM_SEEDS, 2):
+                seeds = [(start + place) % NUM_SEEDS for place in range(2 * num_seeds)]
+                other = (number + 1) % len(arms)
+                play = Played(arms[[number, number, other]], base, ratios, 0, num_seeds, 3)
+                groups = (seeds[:num_seeds], seeds[num_seeds:], seeds[:num_seeds])
+                noise = seed_noise([_means_of_seeds(play.arms[place], group) for place, group in enumerate(groups)])
+                a, b = (Repeated(play.again(place, seeds=groups[place]).trainings, noise) for place in (0, 1))
+                found.append(a.minus(b, 3).verdict == "tie")
+    return found
+
+
+def _is_flagged(ratios: np.ndarray) -> bool:
+    return bool(np.mean(ratios < NEAR) >= MANY)
+
+
+def _covers(interval: Interval | None, value: float) -> bool:
+    assert interval is not None, "there are many pictures"
+    return interval.covers(value)
+
+
+def _iid(values: Sequence[float]) -> Interval:
+    """What 0.1 printed, but for its bootstrap: pictures as so many independent draws."""
+    variance = float(np.var(values, ddof=1) / len(values))
+    return Uncertainty(variance, len(values) - 1, ("noise",)).around(float(np.mean(values)))
+
+
+def _share(values: Sequence[bool]) -> str:
+    return f"{np.mean(values):.1%} of {len(values)}" if len(values) else "none"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):+.3f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw or judge."""
+    """Draw, collect or judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("draw",))
+    parser.add_argument("what", choices=("draw", "collect", "judge"))
     parser.add_argument("--family", type=Path, default=HERE / "family")
     parser.add_argument("--work", type=Path, default=Path("runs/verdicts"))
+    parser.add_argument("--scores", type=Path, default=HERE / "verdicts.npz")
     parser.add_argument("--people", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--arms", nargs="+", default=[*ARMS, "overfit"])
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    draw(open_bench(asked.family, asked.work, 0, []), asked.people, asked.arms)
+    if asked.what == "draw":
+        draw(open_bench(asked.family, asked.work, 0, []), asked.people, asked.arms)
+    elif asked.what == "collect":
+        collect(asked.work, asked.scores)
+    else:
+        kept = dict(np.load(asked.scores))
+        people = ", ".join(map(str, kept["people"]))
+        for num_seeds in (2, 3):
+            lines = judge(kept, num_seeds, 3)
+            print(f"\npeople {people}; 3 finalists, {num_seeds} seeds\n")
+            print(table(("", "goal", "first look", "second stage"), lines))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from evaluation.copies import diversity
 from evaluation.face_encoders import load_face_encoder
 from evaluation.generate import (
     GeneratedImage,
@@ -145,6 +146,7 @@ def score_pictures(
         face_encoder=score.face_encoder,
         clip=score.clip,
         image_scores=tuple(score.images),
+        diversity=diversity([(picture.prompt, picture.image) for picture in pictures]),
         second_opinion=_second_opinion(scoring, folder, pictures, device),
     )
 

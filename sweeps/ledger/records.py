@@ -54,6 +54,8 @@ class ScoredCheckpoint(BaseModel):
     """Names of the judges, with what their scores depend on."""
     image_scores: tuple[ImageScore, ...] = Field(default=(), repr=False)
     """One a picture."""
+    diversity: FiniteFloat | None = None
+    """How far pictures of one prompt are from each other, in [0, 1]; None without two of any."""
     second_opinion: SecondOpinion | None = None
     """By other judges, where the sweep file names some."""
     examination: Examination | None = None

@@ -10,6 +10,7 @@ thousand trials stays a few traces.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -41,16 +42,30 @@ def short_label(row: Row) -> str:
     return f"{kind}, {learning_rate_text(row.learning_rate)}, step {row.step}"
 
 
-def trade_off(rows: Sequence[Row], limit: float | None) -> Figure:
-    """Both scores of every checkpoint, the Pareto front, the base model's zero lines and where the rule begins."""
+def trade_off(rows: Sequence[Row], limit: float | None, levels: Mapping[str, float] | None = None) -> Figure:
+    """Both scores of every checkpoint, the Pareto front, the base model's zero lines and where the rule begins.
+
+    Args:
+        rows: every checkpoint.
+        limit: the rule's lowest prompt alignment.
+        levels: face similarities to compare with by their names, such as another real photo's.
+    """
     base, front = base_row(rows), sorted((row for row in rows if row.pareto), key=lambda row: row.prompt_alignment)
     traces = [_line([(row.prompt_alignment, row.face_similarity) for row in front], MUTED, 1.6)] if front[1:] else []
     traces += _points(rows, [(row.prompt_alignment, row.face_similarity) for row in rows], lambda row: row.pareto)
     figure = _figure(traces, f"{PROMPT_LABEL} (CLIP cosine)", f"{FACE_LABEL} (cosine)", height=460)
     layout = figure["layout"]
-    low, high = _span(row.prompt_alignment for row in rows)
+    shown = [row for row in rows if not _is_astray(row, rows)]
+    low, high = _span(row.prompt_alignment for row in shown)
     layout["xaxis"] |= _from_to(low, high)
-    layout["yaxis"] |= _from_to(*_span(row.face_similarity for row in rows))
+    bottom, top = _span([*(row.face_similarity for row in shown), *(levels or {}).values()])
+    layout["yaxis"] |= _from_to(bottom, top)
+    for name, level in (levels or {}).items():
+        layout["shapes"].append(_across(level, CHAMPION, "dot"))
+        layout["annotations"].append(_note(name, 0, level, xref="paper", xanchor="left", yanchor="bottom"))
+    if len(shown) < len(rows):
+        astray = f"{len(rows) - len(shown)} checkpoints lie far outside, see the table"
+        layout["annotations"].append(_note(astray, 1, 1, xref="paper", yref="paper", xanchor="right", yanchor="bottom"))
     if base:
         layout["shapes"] += [_across(base.face_similarity), _upright(base.prompt_alignment)]
     if limit is not None and limit > low:
@@ -75,6 +90,20 @@ def trade_off(rows: Sequence[Row], limit: float | None) -> Figure:
         note = _note(text, winner.prompt_alignment, winner.face_similarity, opacity=0.9)
         layout["annotations"].append(note | arrow | place | STRONG_TEXT)
     return figure
+
+
+def _is_astray(row: Row, rows: Sequence[Row]) -> bool:
+    """Does a checkpoint lie so far below the others that an axis with it would crush them? One that diverged does.
+
+    By Tukey's outer fences, three times the distance of the quartiles below the lower one.
+    """
+    if row.champion or row.is_base or row.pareto or len(rows) < 8:
+        return False
+    for score in (FACE_LABEL, PROMPT_LABEL):
+        lower, _, upper = statistics.quantiles([_score(each, score) for each in rows], n=4)
+        if _score(row, score) < lower - 3 * max(upper - lower, MIN_SPAN):
+            return True
+    return False
 
 
 def score_over_steps(rows: Sequence[Row], label: str, best: Sequence[Row], limit: float | None = None) -> Figure:

@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from evaluation.config import ScreeningConfig
-from evaluation.scores import ImageScore
+from evaluation.scores import ImageScore, NearestPhoto
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
@@ -34,12 +34,13 @@ from sweeps.report.pictures import InlinedPictures, LinkedPictures, Picture, Pic
 from sweeps.results.advice import Advice, advice_of
 from sweeps.results.champion import compare_prompt_alignment
 from sweeps.results.intervals import Difference, Interval
-from sweeps.results.leaderboard import Row, write_results_csv
+from sweeps.results.leaderboard import Row, memorisation_gap, write_results_csv
 from sweeps.results.results import Results, read_results, reference_photos
 from sweeps.results.work_file import read_work
 from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
 from training.errors import UserError
 from training.files import write_whole
+from training.photos import prepared_record
 
 MAX_LEADERBOARD_TRIALS = 25
 MAX_ROWS = 1000
@@ -177,6 +178,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "results": results,
         "work": _work(results),
         "verdict": Verdict(results, pictures),
+        "details": details,
         "best": best,
         "leaderboard": [row for row in results.rows if row.is_base or row.key in on_leaderboard],
         "max_leaderboard": MAX_LEADERBOARD_TRIALS,
@@ -259,7 +261,7 @@ def _figures(
         rows, limit = [row for row in results.present_rows if row.is_base or row.trial in trials], results.rule.limit
         best = [row for row in best if row.trial in trials]
         drawn = {
-            "trade-off": figures.trade_off(rows, limit),
+            "trade-off": figures.trade_off(rows, limit, levels_of(results)),
             "face-over-steps": figures.score_over_steps(rows, figures.FACE_LABEL, best[:MAX_CURVES]),
             "prompt-over-steps": figures.score_over_steps(rows, figures.PROMPT_LABEL, best[:MAX_CURVES], limit),
             "by-rank": figures.likeness_by_rank(rows, best),
@@ -272,6 +274,21 @@ def _figures(
             name = field.replace("_", "-")
             drawn[name] = figures.training_curve(curves, methods, champion, field, label)
     return drawn
+
+
+def levels_of(results: Results) -> dict[str, float]:
+    """Face similarities that a reader can hold scores against: of another real photo, and of a stranger."""
+    levels = {}
+    try:
+        photos = reference_photos(results.folder)
+    except UserError:
+        return {}
+    if photos is not None and len(photos.similarities) > 1:
+        levels["another photo of the person"] = sum(photos.similarities) / len(photos.similarities)
+    base = results.base
+    if base is not None and base.no_face_similarity:
+        levels["a stranger"] = base.no_face_similarity
+    return levels
 
 
 def _trials_to_follow(results: Results, best: Sequence[Row]) -> list[str]:
@@ -398,6 +415,31 @@ class Column:
     row: Row
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A picture of the bare instance prompt and the trained photo that it is nearest to."""
+
+    nearest: NearestPhoto
+    shot: Shot
+    photo: Picture | None
+
+
+def details(row: Row) -> str:
+    """What else is known of a checkpoint's faces and photos, in one line."""
+    parts = [f"no face in {row.failure_rate:.0%} of its pictures"]
+    if row.face_similarity_of_faces is not None:
+        parts.append(f"face similarity {score_text(row.face_similarity_of_faces)} over those with one")
+    if row.face_width is not None:
+        parts.append(f"median face {row.face_width:.0f} px wide")
+    if row.num_several_faces:
+        parts.append(f"several faces in {row.num_several_faces}")
+    if row.diversity is not None:
+        parts.append(f"pictures of one prompt differ by {row.diversity:.3f}")
+    if row.examination and row.examination.class_similarity is not None:
+        parts.append(f"the class prompt's faces have {score_text(row.examination.class_similarity)}")
+    return "; ".join(parts)
+
+
 class Verdict:
     """What the first screen says: who wins by which rule, by how much, and whether to believe it."""
 
@@ -441,6 +483,55 @@ class Verdict:
             return ""
         return f"{margin / ((interval.high - interval.low) / (2 * NORMAL_95)):.1f}"
 
+    @property
+    def likeness(self) -> float | None:
+        """The champion's, on the calibrated scale; None where there is none."""
+        row = self.champion.row
+        if row is None:
+            return None
+        return row.likeness if self.champion.confirmed is None else row.confirmed_likeness
+
+    @property
+    def memory(self) -> str:
+        """How much more the champion is like the photos it was trained on than like others, and whether it copies."""
+        row, base = self.champion.row, self.results.base
+        parts = []
+        gap = None if row is None or base is None else memorisation_gap(row, base)
+        if gap is not None:
+            parts.append(f"to the photos trained on {signed_text(gap)} more than to others")
+        copies = row and row.examination and row.examination.copies
+        if copies:
+            parts.append(f"{copies.share:.0%} of its bare pictures are near a trained photo")
+        return "; ".join(parts)
+
+    @property
+    def shows_photos(self) -> bool:
+        """Does the sweep file let this page show photos of the person?"""
+        config = self.results.config
+        return config is not None and config.report.show_photos and self._pictures.may_show_photos
+
+    @cached_property
+    def copies(self) -> list[Copy]:
+        """The champion's bare pictures that are near trained photos, the nearest first; none where it is no copier."""
+        row = self.champion.row
+        check = row and row.examination and row.examination.copies
+        if row is None or not check or not check.is_copying:
+            return []
+        photos = self._trained_photos() if self.shows_photos else {}
+        nearest = sorted(check.nearest, key=lambda each: each.ratio)[:MAX_SHOWN]
+        return [
+            Copy(
+                each,
+                Shot(row.step, self._pictures.of_checkpoint(row, each.file)),
+                self._pictures.photo(photos[each.photo]) if each.photo in photos else None,
+            )
+            for each in nearest
+        ]
+
+    def _trained_photos(self) -> dict[str, Path]:
+        folder = self.results.folder.dataset_dir
+        return {photo["source"]: folder / photo["file"] for photo in prepared_record(folder).get("photos", ())}
+
     @cached_property
     def columns(self) -> list[Column]:
         """What is shown side by side: base model, champion, runner-up."""
@@ -475,7 +566,7 @@ class Verdict:
     def photos(self) -> list[Picture]:
         """Some of the reference photos, where the sweep file lets the report show them."""
         config = self.results.config
-        if config is None or not config.report.show_photos:
+        if config is None or not self.shows_photos:
             return []
         return self._pictures.photos(config.evaluation.face.references or config.subject.photos, MAX_PHOTOS)
 

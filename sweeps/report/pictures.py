@@ -58,13 +58,28 @@ class Pictures(ABC):
         self.num_left_out = 0
         """Pictures that are there and found no room."""
 
+    may_show_photos = False
+    """Photos of the person are never served."""
+
     def of_row(self, row: Row, image: ImageScore) -> Picture | None:
         """One picture of a checkpoint; None where it is missing, broken or without room."""
-        return None if row.images is None else self._show(f"{row.images}/{image.key}", THUMBNAIL_SIDE)
+        return self.of_checkpoint(row, image.key)
 
-    def photos(self, folder: Path, number: int) -> list[Picture]:  # noqa: ARG002 -- nobody is served photos
-        """Some of the person's photos, where this kind of page may show them: none where it is served."""
-        return []
+    def of_checkpoint(self, row: Row, file: str) -> Picture | None:
+        """The same by its file's name."""
+        return None if row.images is None else self._show(f"{row.images}/{file}", THUMBNAIL_SIDE)
+
+    def photos(self, folder: Path, number: int) -> list[Picture]:
+        """The first few of the person's photos; none where this kind of page may not show them."""
+        try:
+            files = find_photos(folder)[:number] if self.may_show_photos else []
+        except UserError:  # moved since
+            return []
+        return [picture for file in files if (picture := self.photo(file))]
+
+    def photo(self, file: Path) -> Picture | None:
+        """A photo of the person, its pixels alone."""
+        return self._picture(file, file.name, THUMBNAIL_SIDE) if self.may_show_photos else None
 
     def sheet(self, path: Path) -> Picture | None:
         """A sheet of renders."""
@@ -83,6 +98,8 @@ class InlinedPictures(Pictures):
     """Inside the page as data addresses, reduced, until the page's budget is spent."""
 
     max_grid_trials = 8
+    may_show_photos = True
+    """Where the sweep file says so."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(run_dir)
@@ -93,14 +110,6 @@ class InlinedPictures(Pictures):
         if (path, side) not in self._known:
             self._known[path, side] = self._read(path, side)
         return self._known[path, side]
-
-    def photos(self, folder: Path, number: int) -> list[Picture]:
-        """The first few photos of a folder, their pixels alone."""
-        try:
-            files = find_photos(folder)[:number]
-        except UserError:  # moved since
-            return []
-        return [picture for file in files if (picture := self._picture(file, file.name, THUMBNAIL_SIDE))]
 
     def _read(self, path: Path, side: int) -> Picture | None:
         if self._num_bytes >= PICTURE_BUDGET_BYTES:

@@ -99,7 +99,7 @@ def _of_confirmed(results: Results, champion: Champion, row: Row, confirmed: Con
     if champion.standing == "borderline":
         parts.append(
             f"whether it follows its prompts is not sure (prompt alignment {_difference(confirmed)} to the base "
-            f"model's, the rule's line is at {-results.rule.margin:+g})"
+            f"model's, the rule's line is at {signed_text(-results.rule.margin)})"
         )
     if not champion.equals:
         parts.insert(0, "it is higher than every other finalist, over training seeds, prompts and noise")
@@ -118,7 +118,7 @@ def _to_break(results: Results, confirmed: Confirmed, rival: Confirmed, run: str
     """What it would take to tell the two apart."""
     confirmations = results.confirmations
     difference = confirmed.face_similarity.mean - rival.face_similarity.mean
-    design = design_of(confirmed, rival)
+    design = design_of(confirmed, rival, len(confirmations.finalists))
     wanted = design_to_tell(difference, noise_between(confirmations, confirmed, rival), design)
     if wanted is None:
         return NextStep(
@@ -133,17 +133,17 @@ def _to_break(results: Results, confirmed: Confirmed, rival: Confirmed, run: str
     return NextStep(f"to break the tie, if the difference is as it seems: {what}", shlex.join(command))
 
 
-def design_of(a: Confirmed, b: Confirmed) -> Design:
-    """By how much two finalists have been tried, the less of both."""
+def design_of(a: Confirmed, b: Confirmed, num_settings: int) -> Design:
+    """By how much two of so many finalists have been tried, the less of both."""
     seeds = min(len(a.trainings), len(b.trainings))
     num_prompts = len(by_prompt(a.face_similarity.by_picture))
     num_images = min(len(each.face_similarity.by_picture) for each in (a, b))
-    return Design(seeds, num_prompts, max(1, num_images // num_prompts))
+    return Design(seeds, num_prompts, max(1, num_images // num_prompts), num_settings)
 
 
 def noise_between(confirmations: Confirmations, a: Confirmed, b: Confirmed) -> Noise:
     """As their own pictures have it; prompts and noise are told apart by the proportion that is typical."""
-    design = design_of(a, b)
+    design = design_of(a, b, len(confirmations.finalists))
     theirs = b.face_similarity.by_picture
     prompts = by_prompt(
         {key: value - theirs[key] for key, value in a.face_similarity.by_picture.items() if key in theirs}

@@ -63,14 +63,15 @@ def champion(rows: Iterable[Row], rule: ChampionRule, confirmations: Confirmatio
     ordered = best_first((row for row in rows if not row.earlier), rule)
     base = base_row(ordered)
     trained = [row for row in ordered if not row.is_base]
-    family = Family([row.face_similarities for row in ([base] if base else []) + trained])
-    caveats = _caveats_of_all(trained, base, family)
+    in_full = [row for row in trained if not row.screened] or trained  # a first look has too few pictures to compare
+    family = Family([row.face_similarities for row in [*([base] if base else []), *in_full]])
+    caveats = _no_face_anywhere(trained) or _caveats_of_all(in_full, base, family)
     if not trained:
         return _nobody("no trained checkpoint has been scored yet", rule, caveats)
     if base is None or rule.limit is None:
         return _nobody("the base model has not been scored, so the rule cannot be applied", rule, caveats)
     if confirmations is not None and confirmations.finalists and confirmations.is_whole:
-        return _confirmed_champion(confirmations, rule, caveats)
+        return _confirmed_champion(confirmations, rule, _no_face_anywhere(trained))
     able = [row for row in trained if rule.qualifies(row)]
     if not able:
         highest = max(row.prompt_alignment for row in trained)
@@ -173,7 +174,7 @@ def _confirmed_reason(winner: Confirmed, best: Confirmed, able: Sequence[Confirm
         f"trained again {number} times with other seeds, on other noise and held-back prompts, its face similarity is "
         f"{winner.face_similarity.mean:.3f}"
     )
-    among = f"the {of} finalists that follow their prompts" if of > 1 else "the only finalist that follows its prompts"
+    among = f"the {of} finalists that are not off prompt" if of > 1 else "the only finalist that is not off prompt"
     if winner is best:
         return f"{again}, the highest of {among}" if of > 1 else f"{again}; it is {among}"
     shortfall = best.face_similarity.mean - winner.face_similarity.mean
@@ -200,13 +201,17 @@ def _nobody(reason: str, rule: ChampionRule, caveats: Sequence[str]) -> Champion
     return Champion(row=None, rule=rule.text, reason=f"no champion: {reason}", caveats=tuple(caveats))
 
 
+def _no_face_anywhere(trained: Sequence[Row]) -> list[str]:
+    if not trained or any(row.num_faces for row in trained):
+        return []
+    return [
+        "no checkpoint has a face in any picture: every one counts as a stranger's, so an order by face similarity is "
+        "not a finding"
+    ]
+
+
 def _caveats_of_all(trained: Sequence[Row], base: Row | None, family: Family) -> list[str]:
     """Reasons why no checkpoint's likeness means anything, whichever the rule picks."""
-    if trained and not any(row.num_faces for row in trained):
-        return [
-            "no checkpoint has a face in any picture: every one counts as a stranger's, so an order by face similarity "
-            "is not a finding"
-        ]
     if not trained or base is None:
         return []
     is_known = False

@@ -6,7 +6,7 @@ these and other noise. Seeds are few for each finalist, so their noise is pooled
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from sweeps.results.intervals import (
     seed_noise,
     uncertainty_over_pictures,
 )
-from sweeps.results.leaderboard import NO_SEED_NOISE, Row, SeedNoise, Standing, base_row
+from sweeps.results.leaderboard import NO_SEED_NOISE, Row, SeedNoise, Standing, base_row, rows_of
 
 Trainings = Sequence[Mapping[str, float]]
 """One number a picture (key -> value), for each training."""
@@ -198,8 +198,7 @@ def confirmations_of(
     finalists: Sequence[Finalist],
     search: Mapping[tuple[str, int], Row],
     trials: Mapping[str, TrialRecord],
-    rows: Iterable[Row],
-    failed: Container[str],
+    again: Iterable[TrialRecord],
     margin: float,
 ) -> Confirmations:
     """Put the second stage's rows together.
@@ -208,11 +207,12 @@ def confirmations_of(
         finalists: who is trained again.
         search: the search's checkpoints by trial and step.
         trials: the search's, by name.
-        rows: of the second stage's ledger, the base model's among them.
-        failed: trainings of it that their own settings made fail.
+        again: the second stage's trainings, and the base model beside them.
         margin: the rule's.
     """
-    rows = list(rows)
+    again = list(again)
+    failed = {record.trial for record in again if record.status == "failed" and record.fault == "trial"}
+    rows = [row for record in again for row in rows_of(record)]
     by_trial = {row.trial: row for row in rows if not row.is_base}
     base = base_row(rows)
     if base is None:

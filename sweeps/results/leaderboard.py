@@ -55,6 +55,7 @@ COLUMNS = (
     "face_similarity_of_faces",
     "face_width",
     "num_several_faces",
+    "diversity",
 )
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
 
@@ -97,6 +98,25 @@ class Calibration:
 
 MIN_REFERENCES = 4
 """Photos with a face; fewer say too little about how alike photos of the person are."""
+
+
+def memorisation_gap(row: Row, base: Row) -> float | None:
+    """How much more a checkpoint is like the photos that it was trained on than like others, beyond the base model.
+
+    The base model's own difference, which depends on which photos are which, is taken off. None where likeness is to
+    the trained photos alone.
+    """
+    gaps = [_gap(each) for each in (row, base)]
+    return None if gaps[0] is None or gaps[1] is None else gaps[0] - gaps[1]
+
+
+def _gap(row: Row) -> float | None:
+    pairs = [
+        (image.trained_similarity, image.face_similarity)
+        for image in row.image_scores
+        if image.trained_similarity is not None and image.face_similarity is not None
+    ]
+    return sum(trained - other for trained, other in pairs) / len(pairs) if pairs else None
 
 
 def calibration_of(base: Row, photos: ReferencePhotos, confirmed_base: Row | None = None) -> Calibration | None:

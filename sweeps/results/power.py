@@ -40,6 +40,8 @@ class Design:
     seeds: int
     prompts: int
     images_per_prompt: int
+    num_settings: int = 2
+    """Over which the noise of training seeds is pooled."""
 
 
 def noise_of_base(base: Row) -> Noise:
@@ -89,7 +91,8 @@ def _variance(noise: Noise, design: Design) -> tuple[float, float]:
     seeds = 2 * noise.seed**2 / design.seeds if design.seeds > 1 else 0.0
     per_prompt = noise.prompt**2 + noise.picture**2 / (design.images_per_prompt * design.seeds)
     prompts = per_prompt / design.prompts
-    parts = [(prompts, design.prompts - 1), *([(seeds, 2 * (design.seeds - 1))] if design.seeds > 1 else [])]
+    of_seeds = design.num_settings * (design.seeds - 1)
+    parts = [(prompts, design.prompts - 1), *([(seeds, of_seeds)] if of_seeds else [])]
     variance = sum(part for part, _ in parts)
     weights = sum(part**2 / max(1, dof) for part, dof in parts)
     return variance, variance**2 / weights if weights else 1.0

@@ -57,6 +57,8 @@ class Results:
     """What could not be read, with its place; the rest stands."""
     weights: str | None = None
     """What became of the champion's weights, where they are not as they were written."""
+    again: tuple[TrialRecord, ...] = ()
+    """The finalists' trainings with fresh seeds, and the base model beside them."""
     confirmations: Confirmations = NOT_CONFIRMED
     """What the finalists' trainings with fresh seeds came to."""
     earlier: tuple[str, ...] = ()
@@ -210,7 +212,16 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
     if config is not None:
         is_earlier = set(earlier)
         warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in is_earlier])
-    confirmations = _read_confirmations(folder, config, rows, rule, trials, warnings, reader)
+    again = _read_again(folder, warnings, reader)
+    confirmations = NOT_CONFIRMED
+    if config is not None and again:
+        confirmations = confirmations_of(
+            finalists_in(folder, config, rows, rule, trials),
+            {row.key: row for row in rows},
+            {trial.trial: trial for trial in trials},
+            again,
+            rule.margin,
+        )
     calibration = _read_calibration(folder, base_row(rows), confirmations)
     if confirmations.finalists or calibration is not None:
         rows = [_completed(row, confirmations, calibration) for row in rows]
@@ -233,6 +244,7 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
         champion=verdict,
         warnings=tuple(warnings),
         weights=_champions_weights(folder, config, verdict.row),
+        again=tuple(again),
         confirmations=confirmations,
         earlier=tuple(earlier),
     )
@@ -274,32 +286,14 @@ def _confirmed_first(rows: Sequence[Row], confirmations: Confirmations) -> list[
     return [*finalists, *(row for row in rows if row.key not in places)]
 
 
-def _read_confirmations(
-    folder: RunFolder,
-    config: SweepConfig | None,
-    rows: Sequence[Row],
-    rule: ChampionRule,
-    trials: Sequence[TrialRecord],
-    warnings: list[str],
-    reader: TrialReader,
-) -> Confirmations:
-    paths = sorted(folder.confirm.trials_dir.glob("*/trial.json"))
-    if config is None or not paths:
-        return NOT_CONFIRMED
-    records, again = list[TrialRecord](), list[Row]()
-    for path in paths:
+def _read_again(folder: RunFolder, warnings: list[str], reader: TrialReader) -> list[TrialRecord]:
+    """The second stage's ledger."""
+    records = []
+    for path in sorted(folder.confirm.trials_dir.glob("*/trial.json")):
         found = reader.read(path)
         warnings += found.warnings
-        again += found.rows
         records += [found.record] if found.record is not None else []
-    return confirmations_of(
-        finalists_in(folder, config, rows, rule, trials),
-        {row.key: row for row in rows},
-        {trial.trial: trial for trial in trials},
-        again,
-        {record.trial for record in records if record.status == "failed" and record.fault == "trial"},
-        rule.margin,
-    )
+    return records
 
 
 def finalists_in(

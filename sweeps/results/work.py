@@ -113,7 +113,7 @@ class Prepared:
 
 
 def account_of(results: Results) -> Account:
-    """All that lies in a run folder, trials of an earlier state of the sweep file included.
+    """All that lies in a run folder, trials of an earlier state of the sweep file and finalists' trainings included.
 
     Raises:
         AssertionError: `results` has no sweep file.
@@ -128,7 +128,13 @@ def account_of(results: Results) -> Account:
         else account_of_trial(trial, steps_taken(folder, trial), evaluation, prepared)
         for trial in results.trials
     ]
-    return reduce(add, [*once, *trials], Account())
+    again = [
+        account_of_base(trial, evaluation)
+        if trial.is_base
+        else account_of_trial(trial, steps_taken(folder.confirm, trial), evaluation, prepared)
+        for trial in results.again
+    ]
+    return reduce(add, [*once, *trials, *again], Account())
 
 
 def steps_taken(folder: RunFolder, trial: TrialRecord) -> int:
@@ -142,12 +148,14 @@ def seconds_by_stage(results: Results) -> dict[str, float]:
 
     A trial's seconds are those of its worker, loading the models included.
     """
-    trials = [trial for trial in results.trials if not trial.is_base]
-    training = sum(taken.seconds for trial in trials for taken in _stats(results.folder, trial))
+    ledgers = ((results.folder, results.trials), (results.folder.confirm, results.again))
+    everything = [(folder, trial) for folder, trials in ledgers for trial in trials]
+    trained = [(folder, trial) for folder, trial in everything if not trial.is_base]
+    training = sum(taken.seconds for folder, trial in trained for taken in _stats(folder, trial))
     return {
         "training": training,
-        "scoring": max(0.0, sum(trial.seconds for trial in trials) - training),
-        "base_model": sum(trial.seconds for trial in results.trials if trial.is_base),
+        "scoring": max(0.0, sum(trial.seconds for _, trial in trained) - training),
+        "base_model": sum(trial.seconds for _, trial in everything if trial.is_base),
     }
 
 

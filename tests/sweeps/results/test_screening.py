@@ -155,7 +155,9 @@ def test_what_was_scored_in_full_stands_before_any_first_look(screened: Path, in
     assert not named.row.screened
     num_full = sum(not row.screened for row in results.rows) - 1
     assert f"(of {num_full} scored in full, {CHECKPOINTS} in all)" in named.reason
-    assert mean_face_similarity(named.row.image_scores, named.row.no_face_similarity) == pytest.approx(named.row.face_similarity)
+    assert mean_face_similarity(named.row.image_scores, named.row.no_face_similarity) == pytest.approx(
+        named.row.face_similarity
+    )
 
 
 def test_the_base_model_stands_below_the_first_looks_that_beat_it(screened: Path, in_full: Results) -> None:
