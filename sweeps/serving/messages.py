@@ -19,13 +19,15 @@ KEPT = "private, max-age=31536000, immutable"
 
 @dataclass(frozen=True)
 class Request:
-    """One request; one with a body never comes so far."""
+    """One request."""
 
     method: str
     target: str
     """Path and query, as they were asked for."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """By their names in lower case."""
+    body: bytes = b""
+    """Empty where it was longer than the site takes."""
 
     @property
     def takes_gzip(self) -> bool:
