@@ -42,6 +42,7 @@ class RunFolder:
         self.trials_dir = self.dir / "trials"
         self.results_csv = self.dir / "results.csv"
         self.work_json = self.dir / "work.json"
+        self.votes_file = self.dir / "votes.jsonl"
         self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
         self.report_html = self.dir / "report.html"
