@@ -33,6 +33,7 @@ from sweeps.serving.messages import (
     Response,
     elsewhere,
     nothing_here,
+    security_headers,
     text,
 )
 from sweeps.watch import grafana, pages
@@ -87,15 +88,7 @@ class Site:
 
     def _headers_of_all(self) -> dict[str, str]:
         # Whoever has the token is let in, by whatever name the dashboard's machine has.
-        frames = ON_THIS_MACHINE if self._token is None else "*"
-        return {
-            "Content-Security-Policy": "default-src 'none'; img-src 'self' data: blob:; style-src 'self' "
-            "'unsafe-inline'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            f"frame-ancestors {frames}",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
+        return security_headers(ON_THIS_MACHINE if self._token is None else "*")
 
     def _find(self, request: Request) -> Response:
         try:
