@@ -140,3 +140,21 @@ def test_a_vote_that_nobody_took_is_said_to_be_none(browser: Browser, run_dir: P
         browser.driver.switch_to.active_element.send_keys("a")
         browser.until(lambda: "earlier call" in browser.one("#trouble").text, "the other warning")
     assert votes_of(run_dir) == []
+
+
+def test_a_key_held_down_and_a_picture_that_is_not_seen_give_no_vote(browser: Browser, run_dir: Path) -> None:
+    """One press is one answer, with both pictures in sight; with a modifier a key is the browser's own."""
+    with served(run_dir) as server:
+        browser.open(server.page_address)
+        browser.until(lambda: browser.run(ARE_SEEN), "both pictures")
+        question = question_in(browser)
+        for option in ("repeat", "ctrlKey", "altKey", "metaKey"):
+            event = f"new KeyboardEvent('keydown', {{key: 'a', {option}: true, bubbles: true}})"
+            browser.run(f"document.body.dispatchEvent({event})")
+        browser.run("document.querySelector('.sides img').src = 'picture/none/left'")
+        browser.until(lambda: not browser.run(ARE_SEEN), "the end of a picture")
+        browser.driver.switch_to.active_element.send_keys("a")
+        browser.one("#right").click()
+        browser.one("#skip").click()  # which is how one goes on
+        browser.until(lambda: question_in(browser) != question, "the next question")
+    assert votes_of(run_dir) == []
