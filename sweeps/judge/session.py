@@ -38,6 +38,11 @@ class Asked:
     goal: int
     """How many the round ends with."""
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the pictures are so small that they are shown with their own pixels."""
+        return self.kind == "png"
+
 
 @dataclass(frozen=True)
 class Outcome:
