@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from evaluation.scores import Score
     from sweeps.results.leaderboard import Row
     from sweeps.results.results import Results
+    from sweeps.serving.server import SiteServer
 
 app = typer.Typer(
     name="dreamsweep",
@@ -316,12 +317,41 @@ def watch(
 
     if not run.is_dir():
         raise UserError(f"a run folder or a folder of runs must be there, to be watched: {run}")
+    page = open_page(run, host, port)
+    _serve(page, f"watch     {page.page_address}  (Ctrl-C ends it)")
+
+
+@app.command()
+def judge(
+    run: RunDir,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, metavar="N", help="8267; where that is taken, a free one."),
+    ] = None,
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trials",
+            metavar="ID",
+            help="Compare this trial's best checkpoint, `base` for the base model; give it twice or more. "
+            "Else the four best trials and the base model.",
+        ),
+    ] = None,
+) -> None:
+    """Ask which of two pictures is better, without saying whose they are, and rank by the votes, until Ctrl-C."""
+    from sweeps.judge.server import open_judge
+
+    page = open_judge(_read(run), port, trials or [])
+    _serve(page, f"judge     {page.page_address}  (Ctrl-C ends it)")
+
+
+def _serve(page: SiteServer, said: str) -> None:
+    """Say where, and answer until Ctrl-C or SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    page = open_page(run, host, port)
     page.start()
-    _say(f"watch     {page.page_address}  (Ctrl-C ends it)")
+    _say(said)
     ended.wait()
     page.close()
 

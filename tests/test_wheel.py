@@ -109,6 +109,8 @@ def test_it_holds_the_packages_the_demo_s_data_and_nothing_else(wheel: Path) -> 
         "sweeps/report/templates/report.html.j2",
         "sweeps/report/templates/page.js",
         "sweeps/watch/templates/watch.css",
+        "sweeps/judge/templates/page.html.j2",
+        "sweeps/judge/templates/judge.js",
     } <= names
     assert {"sweeps/demo_data/sweep.yaml", "sweeps/demo_data/photos/000.png"} <= names
 

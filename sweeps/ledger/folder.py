@@ -52,6 +52,7 @@ class RunFolder:
         self.results_csv = self.dir / "results.csv"
         self.confirm_file = self.dir / "confirm.json"
         self.work_json = self.dir / "work.json"
+        self.votes_file = self.dir / "votes.jsonl"
         self.controls_dir = self.dir / "controls"
         self.renders_dir = self.dir / "renders"
         self.report_html = self.dir / "report.html"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from sweeps.watch.messages import Response, as_json
+from sweeps.serving.messages import Response, as_json
 
 GRAFANA_HOST, GRAFANA_IFRAME_HOST, PROMETHEUS_HOST = (
     "RAY_GRAFANA_HOST",

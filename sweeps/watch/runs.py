@@ -19,7 +19,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.report.page import render_live_content, render_live_page
 from sweeps.report.pictures import LinkedPictures
 from sweeps.results.results import Results, TrialReader, read_results
-from sweeps.watch.messages import Body
+from sweeps.serving.messages import Body
 from sweeps.watch.pages import Card, problem_content, problem_page
 from training.errors import UserError
 from training.stats import STATS_FILE

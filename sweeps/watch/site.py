@@ -16,18 +16,15 @@ read-only, and of a run folder nothing is sent but pages made from it and pictur
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Sequence
 from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
-from ipaddress import ip_address
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from sweeps.report.page import asset
 from sweeps.report.pictures import SHEET_SIDE, THUMBNAIL_SIDE, picture_file
-from sweeps.watch import grafana, pages
-from sweeps.watch.messages import (
+from sweeps.serving.addresses import Query, Segments, is_same, is_this_machine, query_of, segments_of
+from sweeps.serving.messages import (
     KEPT,
     MUST_ASK_AGAIN,
     NOT_KEPT,
@@ -36,8 +33,10 @@ from sweeps.watch.messages import (
     Response,
     elsewhere,
     nothing_here,
+    security_headers,
     text,
 )
+from sweeps.watch import grafana, pages
 from sweeps.watch.runs import Latest, Runs, WatchedRun
 from sweeps.watch.thumbnails import Thumbnails
 
@@ -51,8 +50,6 @@ ASSETS = {
 }
 ON_THIS_MACHINE = "'self' http://127.0.0.1:* http://localhost:*"
 """Whose frames may show a page: Ray's dashboard listens beside it."""
-Segments = Sequence[str]
-Query = dict[str, str]
 
 
 class Site:
@@ -62,6 +59,8 @@ class Site:
         runs: what it shows.
         token: what an address must begin with, `/t/<token>`; None lets everybody in who reaches the server.
     """
+
+    max_body_bytes = 0
 
     def __init__(self, runs: Runs, token: str | None = None) -> None:
         self._runs, self._token = runs, token
@@ -89,15 +88,7 @@ class Site:
 
     def _headers_of_all(self) -> dict[str, str]:
         # Whoever has the token is let in, by whatever name the dashboard's machine has.
-        frames = ON_THIS_MACHINE if self._token is None else "*"
-        return {
-            "Content-Security-Policy": "default-src 'none'; img-src 'self' data: blob:; style-src 'self' "
-            "'unsafe-inline'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            f"frame-ancestors {frames}",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
+        return security_headers(ON_THIS_MACHINE if self._token is None else "*")
 
     def _find(self, request: Request) -> Response:
         try:
@@ -109,7 +100,7 @@ class Site:
         if self._token is not None:
             if segments[:1] == ("api",):  # what Ray asks says nothing of a run
                 return self._health(segments, query)
-            if segments[:1] != ("t",) or not _is_same("".join(segments[1:2]), self._token):
+            if segments[:1] != ("t",) or not is_same("".join(segments[1:2]), self._token):
                 return nothing_here()
             segments = segments[2:] or ("",)
         return self._at(request, segments, query)
@@ -200,43 +191,6 @@ class Site:
         return elsewhere(f"{self.prefix}{address}{_kept(theme)}")
 
 
-def segments_of(target: SplitResult) -> tuple[str, ...]:
-    """The decoded parts of a path; the last is empty where it ends in a slash.
-
-    Raises:
-        ValueError: it is no path of this server, or a part of it would be something else as a path of a disk.
-    """
-    if target.scheme or target.netloc or not target.path.startswith("/"):
-        raise ValueError(target)
-    segments = tuple(unquote(part, errors="surrogateescape") for part in target.path[1:].split("/"))
-    if any(part in (".", "..") or set(part) & set("/\\\0") for part in segments):
-        raise ValueError(target)
-    return segments
-
-
-def query_of(target: SplitResult) -> Query:
-    """The last value of each name.
-
-    Raises:
-        ValueError: there are too many.
-    """
-    found = parse_qs(target.query, keep_blank_values=True, max_num_fields=50)
-    return {name: values[-1] for name, values in found.items()}
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a Host header names this machine in a way that no other site can, with any port."""
-    name, _, port = host.rpartition(":")
-    if not name or not port.isdecimal():  # no port
-        name = host
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:
-        return False
-
-
 @cache
 def asset_body(name: str) -> Body:
     """A script or style sheet."""
@@ -253,8 +207,3 @@ def assets_folder() -> str:
 
 def _kept(theme: str | None) -> str:
     return f"?theme={theme}" if theme else ""
-
-
-def _is_same(said: str, token: str) -> bool:
-    """Compared in the same time whatever is said."""
-    return hmac.compare_digest(said.encode("utf-8", "surrogateescape"), token.encode())

@@ -21,18 +21,18 @@ HEAVY = {"ray", "optuna", "torch", "diffusers", "transformers", "peft", "acceler
 CALL = """
 import json, os, signal, sys, threading, urllib.request
 from sweeps.cli import main
-import sweeps.watch.server
+from sweeps.serving.server import SiteServer
 
 def look_and_end():
-    start = sweeps.watch.server.PageServer.start
+    start = SiteServer.start
     def start_and_look(page):
         start(page)
         urllib.request.urlopen(page.page_address).read()
         os.kill(os.getpid(), signal.SIGTERM)
-    sweeps.watch.server.PageServer.start = start_and_look
+    SiteServer.start = start_and_look
 
 sys.argv = ["dreamsweep", *json.loads(sys.argv[1])]
-if sys.argv[1] == "watch":
+if sys.argv[1] in ("watch", "judge"):
     look_and_end()
 code = 0
 try:
@@ -82,10 +82,11 @@ def test_a_run_is_read_without_what_made_it(verb: str, tmp_path: Path) -> None:
     assert heavy_modules_of(verb, str(build_run(tmp_path / "ada", num_trials=3))) == set()
 
 
-def test_a_run_is_watched_without_what_made_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["watch", "judge"])
+def test_a_run_is_served_without_what_made_it(verb: str, tmp_path: Path) -> None:
     """The page's server starts at once, and beside a driver it takes no memory for what it does not use."""
     run = build_run(tmp_path / "ada", num_trials=3)
-    assert heavy_modules_of("watch", str(run), "--port", "0") == set()
+    assert heavy_modules_of(verb, str(run), "--port", "0") == set()
 
 
 @pytest.mark.parametrize("module", ["run", "trial", "server"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.watch import server as server_module
+from sweeps.serving import server as server_module
 from sweeps.watch.server import PORT, PageServer, open_page
 from tests.sweeps.command import Command
 from tests.sweeps.fake_run import build_run

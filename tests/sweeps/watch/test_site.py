@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from sweeps.ledger.folder import RunFolder
+from sweeps.serving.messages import Request, Response
 from sweeps.watch import grafana
-from sweeps.watch.messages import Request, Response
 from sweeps.watch.runs import Runs
 from sweeps.watch.site import ON_THIS_MACHINE, Site, is_this_machine
 from tests.sweeps.fake_run import build_run, draw_face, entry, write_trial
