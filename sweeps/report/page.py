@@ -27,6 +27,7 @@ from evaluation.scores import ImageScore, NearestPhoto
 from sweeps.config import SweepConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
+from sweeps.ledger.votes import read_votes
 from sweeps.photo_remarks import remarks_on_faces
 from sweeps.report import figures
 from sweeps.report.learning_curves import CurvePoint, learning_curves
@@ -35,6 +36,7 @@ from sweeps.results.advice import Advice, advice_of
 from sweeps.results.champion import compare_prompt_alignment
 from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row, memorisation_gap, write_results_csv
+from sweeps.results.preference import Preference, preference_of
 from sweeps.results.results import Results, read_results, reference_photos
 from sweeps.results.work_file import read_work
 from sweeps.wording import duration_text, earlier_text, learning_rate_text, public_name, score_text, signed_text
@@ -179,6 +181,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "work": _work(results),
         "verdict": Verdict(results, pictures),
         "details": details,
+        "preference": _preference(results),
         "best": best,
         "leaderboard": [row for row in results.rows if row.is_base or row.key in on_leaderboard],
         "max_leaderboard": MAX_LEADERBOARD_TRIALS,
@@ -204,6 +207,14 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "pictures": pictures,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _preference(results: Results) -> Preference | None:
+    """What people have voted on `dreamsweep judge`; None where nobody has, or the votes cannot be read."""
+    try:
+        return preference_of(read_votes(results.folder), results.rows)
+    except UserError:
+        return None
 
 
 def _work(results: Results) -> str:

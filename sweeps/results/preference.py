@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
 from scipy.special import expit, log_expit, ndtri
 
 from sweeps.ledger.votes import Vote
@@ -133,13 +134,8 @@ def preference_of(votes: Iterable[Vote], rows: Sequence[Row]) -> Preference | No
     counted = [vote for vote in votes if {vote.left.key, vote.right.key} <= known]
     if not counted:
         return None
-    faces = {(*row.key, image.key): image.counted for row in rows for image in row.image_scores}
-    prompts = {
-        (*row.key, image.key): image.prompt_alignment
-        for row in rows
-        for image in row.image_scores
-        if image.prompt_alignment is not None
-    }
+    faces = {(*row.key, key): similarity for row in rows for key, similarity in row.face_similarities.items()}
+    prompts = {(*row.key, key): alignment for row in rows for key, alignment in row.prompt_alignments.items()}
     return Preference(
         ranking=bradley_terry(counted),
         num_votes=len(counted),
@@ -243,23 +239,26 @@ def _centred_inverse(precision: Matrix) -> Matrix:
 
 
 def _most_likely(wins: Matrix, prior_standard_deviation: float) -> tuple[Matrix, Matrix]:
-    """Strengths (n,) by Newton's method, and the negative Hessian (n, n) there; the prior brings their mean to 0."""
+    """Strengths (n,), and the negative Hessian (n, n) there; the prior brings their mean to 0."""
     precision_of_prior = 1 / prior_standard_deviation**2
-    theta = np.zeros(len(wins))
 
-    def log_posterior(at: Matrix) -> float:
-        return float((wins * log_expit(at[:, None] - at)).sum() - precision_of_prior / 2 * (at**2).sum())
+    def loss(at: Matrix) -> float:
+        return float(precision_of_prior / 2 * (at**2).sum() - (wins * log_expit(at[:, None] - at)).sum())
 
-    while True:
-        probability = expit(theta[:, None] - theta)
-        gradient = (wins * (1 - probability)).sum(axis=1) - (wins.T * probability).sum(axis=1)
-        gradient -= precision_of_prior * theta
-        curvature = (wins + wins.T) * probability * (1 - probability)
-        precision = np.diag(curvature.sum(axis=1) + precision_of_prior) - curvature
-        step = np.linalg.solve(precision, gradient)
-        if gradient @ step < 1e-8:  # twice what this step gains; the one after it would gain the square of that
-            return theta + step, precision
-        before = log_posterior(theta)
-        while log_posterior(theta + step) < before + gradient @ step / 10:  # too far: the function is concave
-            step = step / 2
-        theta = theta + step
+    def gradient(at: Matrix) -> Matrix:
+        probability = expit(at[:, None] - at)
+        of_votes: Matrix = (wins.T * probability).sum(axis=1) - (wins * (1 - probability)).sum(axis=1)
+        return of_votes + precision_of_prior * at
+
+    def curvature(at: Matrix) -> Matrix:
+        probability = expit(at[:, None] - at)
+        of_pairs: Matrix = (wins + wins.T) * probability * (1 - probability)
+        hessian: Matrix = np.diag(of_pairs.sum(axis=1) + precision_of_prior) - of_pairs
+        return hessian
+
+    start = np.zeros(len(wins))
+    if not len(wins):
+        return start, curvature(start)
+    options = {"gtol": 1e-9}
+    found = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options=options)
+    return found.x, curvature(found.x)

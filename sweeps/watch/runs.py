@@ -306,7 +306,7 @@ def is_run_folder(path: Path) -> bool:
 def read_stamps(folder: RunFolder) -> Files:
     """Of all files that a page is made from; one that cannot be looked at has none."""
     files: Files = {}
-    places = [str(folder.sweep_file), str(folder.confirm_file)]
+    places = [str(folder.sweep_file), str(folder.confirm_file), str(folder.votes_file)]
     for parent, names in (
         (folder.trials_dir, ("trial.json", STATS_FILE)),
         (folder.confirm.trials_dir, ("trial.json",)),
