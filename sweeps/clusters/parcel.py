@@ -184,17 +184,28 @@ def _files_of(path: Path) -> dict[str, Path]:
 
 
 def _pack_evaluation(evaluation: EvaluationConfig, models: _Models, into: Path) -> EvaluationConfig:
-    face, clip = evaluation.face, evaluation.clip
+    face, second = evaluation.face, evaluation.second_opinion
     references = face.references and _pack_photos(face.references, into / "references", into)
-    encoder = models.place("evaluation.face.encoder", face.encoder)
-    pretrained = clip.pretrained and models.place("evaluation.clip.pretrained", clip.pretrained)
-    model = models.place("evaluation.clip.model", clip.model) if clip.model.startswith(LOCAL_DIR) else clip.model
-    return evaluation.model_copy(
-        update={
-            "face": face.model_copy(update={"encoder": encoder, "references": references}),
-            "clip": clip.model_copy(update={"model": model, "pretrained": pretrained}),
+    sent = _pack_face(face, "evaluation.face", models).model_copy(update={"references": references})
+    if second is not None:
+        place = "evaluation.second_opinion"
+        judges = {
+            "face": second.face and _pack_face(second.face, f"{place}.face", models),
+            "clip": second.clip and _pack_clip(second.clip, f"{place}.clip", models),
         }
-    )
+        second = second.model_copy(update=judges)
+    clip = _pack_clip(evaluation.clip, "evaluation.clip", models)
+    return evaluation.model_copy(update={"face": sent, "clip": clip, "second_opinion": second})
+
+
+def _pack_face(face: FaceConfig, place: str, models: _Models) -> FaceConfig:
+    return face.model_copy(update={"encoder": models.place(f"{place}.encoder", face.encoder)})
+
+
+def _pack_clip(clip: ClipConfig, place: str, models: _Models) -> ClipConfig:
+    pretrained = clip.pretrained and models.place(f"{place}.pretrained", clip.pretrained)
+    model = models.place(f"{place}.model", clip.model) if clip.model.startswith(LOCAL_DIR) else clip.model
+    return clip.model_copy(update={"model": model, "pretrained": pretrained})
 
 
 def _pack_render(render: RenderConfig | None, models: _Models, into: Path) -> RenderConfig | None:

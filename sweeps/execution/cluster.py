@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from evaluation.config import LOCAL_DIR
+from evaluation.config import LOCAL_DIR, ClipConfig
 from sweeps.config import AskedResources, ResourcesConfig, SweepConfig
 from sweeps.execution.launcher import Growth, growth_of_cluster
 from sweeps.ledger.folder import RunFolder
@@ -155,15 +155,23 @@ def _refusal(machines: Sequence[Machine], trial: TrialResources, method: str) ->
 
 def named_models(config: SweepConfig) -> dict[str, str]:
     """Models that the sweep file names by hub id or path: their place in it, and the name."""
-    clip = config.evaluation.clip
+    evaluation, second = config.evaluation, config.evaluation.second_opinion
     named = {
         "base_model": config.base_model,
-        "evaluation.face.encoder": config.evaluation.face.encoder,
-        "evaluation.clip.model": clip.model.removeprefix(LOCAL_DIR) if clip.model.startswith(LOCAL_DIR) else "",
-        "evaluation.clip.pretrained": clip.pretrained or "",
+        "evaluation.face.encoder": evaluation.face.encoder,
+        **_named_clip("evaluation.clip", evaluation.clip),
+        "evaluation.second_opinion.face.encoder": second.face.encoder if second and second.face else "",
+        **(_named_clip("evaluation.second_opinion.clip", second.clip) if second and second.clip else {}),
         "render.controlnet": config.render.controlnet if config.render and config.render.references else "",
     }
     return {place: name for place, name in named.items() if name}
+
+
+def _named_clip(place: str, clip: ClipConfig) -> dict[str, str]:
+    return {
+        f"{place}.model": clip.model.removeprefix(LOCAL_DIR) if clip.model.startswith(LOCAL_DIR) else "",
+        f"{place}.pretrained": clip.pretrained or "",
+    }
 
 
 def local_models(config: SweepConfig) -> dict[str, str]:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from sweeps.asked import num_planned
 from sweeps.config import SweepConfig, load_sweep, rare_token, resolved_yaml
+from sweeps.confirm import confirm_evaluation, confirm_of
 from sweeps.execution.around_trials import AroundTrials, measure_here, write_work_of
 from sweeps.execution.cluster import (
     TrialResources,
@@ -97,6 +98,8 @@ def run_in(folder: RunFolder, config: SweepConfig, address: str | None = None, c
                 _say(console, mended)
         claim_subject(folder, config.subject, config.evaluation.face.references, rare_token(config.subject))
         folder.claim("evaluation", evaluation_key(config.evaluation))
+        if (confirm := confirm_of(config)) is not None:
+            folder.claim("held_back_prompts", evaluation_key(confirm_evaluation(config, confirm, images_per_prompt=1)))
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
         if config.storage is None:  # with a storage, weights need not lie here

@@ -28,6 +28,7 @@ ANOTHER: dict[str, Any] = {
     "subject.resolution": 256,
     "subject.crop": "center",
     "subject.random_flip": True,
+    "subject.held_out_photos": 2,
     "evaluation.prompts": ["sks woman on a bicycle"],
     "evaluation.negative_prompt": "blurry",
     "evaluation.images_per_prompt": 3,
@@ -42,6 +43,10 @@ ANOTHER: dict[str, Any] = {
     "evaluation.prompts_without_token": "allow",
     "evaluation.screening.images_per_prompt": 2,
     "evaluation.screening.keep": 0.5,
+    "evaluation.second_opinion.face.encoder": "casia-webface",
+    "evaluation.second_opinion.face.references": "elsewhere",
+    "evaluation.second_opinion.clip.model": "ViT-L-14",
+    "evaluation.second_opinion.clip.pretrained": "openai",
 }
 """Another value for each key whose refusal rests on a hash of the file's own settings."""
 BY_CONTENT = {
@@ -98,6 +103,7 @@ def mapping(tmp_path: Path) -> dict[str, Any]:
             "prompts": ["sks woman in a garden"],
             "at_steps": [30],
             "screening": {"images_per_prompt": 1},
+            "second_opinion": {"face": {}, "clip": {}},
         },
     }
 
