@@ -110,11 +110,15 @@ class CopyCheck(_Record):
     """Whether pictures of the bare instance prompt are copies of training photos."""
 
     nearest: tuple[NearestPhoto, ...]
-    share: FiniteFloat = Field(ge=0, le=1)
-    """Of the pictures, near a trained photo."""
-    is_copying: bool
+    num_copies: int = Field(ge=0)
+    """Pictures that are copies."""
     num_unseen: int = 0
     """Photos that were not trained on, by which nearness was judged."""
+
+    @property
+    def is_copying(self) -> bool:
+        """One is enough: whoever sees it sees a photo."""
+        return self.num_copies > 0
 
 
 class SecondOpinion(_Record):

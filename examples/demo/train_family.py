@@ -345,11 +345,15 @@ def train_decoder(shop: Workshop) -> None:
 # --- face encoder
 
 
-def build_face() -> nn.ModuleDict:
-    """The face network, and what helps it learn."""
+SECOND_FACE = {"channels": (12, 24, 48, 96), "embedding_size": 48}
+"""Of the network that gives a second opinion: it selects nothing, so that nothing is chosen for its liking."""
+
+
+def build_face(**sizes: Any) -> nn.ModuleDict:
+    """A face network, and what helps it learn."""
     from evaluation.drawn_face import DrawnFaceNetwork
 
-    network = DrawnFaceNetwork()
+    network = DrawnFaceNetwork(**sizes)
     traits = nn.Linear(network.embed.out_features, world.num_identity_values())  # used in training only
     return nn.ModuleDict({"network": network, "traits": traits, "temperature": _Temperature()})
 
@@ -364,9 +368,19 @@ class _Temperature(nn.Module):
 
 
 def train_face(shop: Workshop) -> None:
+    """The judge of likeness."""
+    _fit_face(shop, "face", build_face())
+
+
+def train_second_face(shop: Workshop) -> None:
+    """Another one, of another size and other first weights; it needs only the world, and is written at once."""
+    torch.manual_seed(5)
+    write_face(shop, _fit_face(shop, "second_face", build_face(**SECOND_FACE)), "second_face_encoder")
+
+
+def _fit_face(shop: Workshop, stage: str, modules: nn.ModuleDict) -> nn.ModuleDict:
     """Two shots of each of 64 people must find each other; empty places, noise and shuffled pictures hold no face."""
     pictures = shop.training_pictures()
-    modules = build_face()
     num_shots = SHOTS_PER_PERSON
     places = np.flatnonzero(pictures.person < 0)
 
@@ -396,7 +410,22 @@ def train_face(shop: Workshop) -> None:
             "box": 4 * functional.smooth_l1_loss(boxes[:128].float(), box, beta=0.05),
         }
 
-    shop.fit("face", modules, loss_of, num_steps=1000, learning_rate=2e-3, weight_decay=0.05)
+    return shop.fit(stage, modules, loss_of, num_steps=1000, learning_rate=2e-3, weight_decay=0.05)
+
+
+def write_face(shop: Workshop, modules: nn.ModuleDict, folder: str) -> None:
+    """An encoder folder of the family."""
+    from safetensors.torch import save_file
+
+    from evaluation.drawn_face import DrawnFaceNetwork
+
+    face = modules["network"]
+    assert isinstance(face, DrawnFaceNetwork)
+    (shop.out / folder).mkdir(parents=True, exist_ok=True)
+    (shop.out / folder / "config.json").write_text(json.dumps(face.config, indent=2) + "\n")
+    weights = face.state_dict().items()
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights}
+    save_file(halves, shop.out / folder / "model.safetensors")
 
 
 def degrade(images: Tensor) -> Tensor:
@@ -761,8 +790,6 @@ def assemble(shop: Workshop) -> None:
     from diffusers import StableDiffusionPipeline
     from safetensors.torch import save_file
 
-    from evaluation.drawn_face import DrawnFaceNetwork
-
     vae: AutoencoderKL = shop.load("vae", nn.ModuleDict({"vae": build_vae()}))["vae"]
     if (shop.folder / "decoder.pt").exists():
         shop.load("decoder", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
@@ -794,12 +821,7 @@ def assemble(shop: Workshop) -> None:
         shop.out / "clip" / "open_clip_model.safetensors",
     )
 
-    face = shop.load("face", build_face())["network"]
-    assert isinstance(face, DrawnFaceNetwork)
-    (shop.out / "face_encoder").mkdir(parents=True, exist_ok=True)
-    (shop.out / "face_encoder" / "config.json").write_text(json.dumps(face.config, indent=2) + "\n")
-    save_file({name: value.half() if value.is_floating_point() else value for name, value in face.state_dict().items()},
-              shop.out / "face_encoder" / "model.safetensors")  # fmt: skip
+    write_face(shop, shop.load("face", build_face()), "face_encoder")
     write_cards(shop)
     size = sum(file.stat().st_size for file in shop.out.rglob("*") if file.is_file())
     shop.say("assemble", f"{shop.out}: {size / 1e6:.1f} MB")
@@ -822,6 +844,11 @@ CARDS = {
         "The demo's face encoder",
         "Finds the face of a drawn character and embeds who it is (`evaluation/drawn_face.py`).",
         ("face",),
+    ),
+    "second_face_encoder": (
+        "The demo's second face encoder",
+        "Another network for the same task: it scores the finalists and selects nothing (`evaluation.second_opinion`).",
+        ("second_face",),
     ),
     "controlnet": (
         "The demo's ControlNet",
@@ -865,6 +892,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "world": train_world,
     "vae": train_vae,
     "face": train_face,
+    "second_face": train_second_face,
     "clip": train_clip,
     "latents": train_latents,
     "unet": train_unet,

@@ -57,7 +57,7 @@ def examine(asked: Examinations) -> Iterator[str]:
         folder.push(images_dir)
         _write(folder, trial, step, found)
         if copies is not None and copies.is_copying:
-            yield f"{trial}  step {step}  copies its photos: {copies.share:.0%} of its bare pictures are near one"
+            yield f"{trial}  step {step}  {copies.num_copies} of its {len(copies.nearest)} bare pictures copy a photo"
 
 
 def _copies(folder: RunFolder, pictures: Sequence[GeneratedImage]) -> CopyCheck:

@@ -512,7 +512,7 @@ class Verdict:
             parts.append(f"to the photos trained on {signed_text(gap)} more than to others")
         copies = row and row.examination and row.examination.copies
         if copies:
-            parts.append(f"{copies.share:.0%} of its bare pictures are near a trained photo")
+            parts.append(f"{copies.num_copies} of {len(copies.nearest)} bare pictures copy a photo")
         return "; ".join(parts)
 
     @property

@@ -250,7 +250,7 @@ def _copying(winner: Row) -> list[str]:
         return []
     return [
         f"it copies its training photos: of {len(copies.nearest)} pictures of the bare instance prompt "
-        f"{copies.share:.0%} are near one; fewer steps or a lower learning rate copy less"
+        f"{copies.num_copies} are one of them; fewer steps or a lower learning rate copy less"
     ]
 
 

@@ -118,6 +118,7 @@ def write_sweep(
             "clip": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
         },
         "champion": {"prompt_alignment_margin": 0.02},
+        "confirm": {"finalists": 0},
         "versions": {"dreamsweep": "0.1.0", "python": "3.11.9", "torch": "2.14.1", "diffusers": "0.42.1"},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")

@@ -132,10 +132,16 @@ def test_a_click_enlarges_a_picture_and_arrows_go_on(page: Browser) -> None:
     assert (first.get_attribute("alt") or "?") in text.text
     page.one("body").send_keys(Keys.ARROW_RIGHT)
     assert page.one("dialog[open] img").get_attribute("src") == second.get_attribute("src")
+    page.one("body").send_keys(Keys.ESCAPE)
+    page.until(lambda: not page.all("dialog[open]"), "the end of the dialog")
+    page.shown("#verdict th.is-champion ~ td img")[0].click()
     assert "champion" in text.text
     page.one("body").send_keys(Keys.ESCAPE)
     page.until(lambda: not page.all("dialog[open]"), "the end of the dialog")
-    last = page.shown("#pictures img")[-1]  # those of other seeds lie folded up behind it
+    # Those of other seeds lie folded up behind it. So far down it is loaded only when it is looked for.
+    last = page.run("return [...document.querySelectorAll('#pictures img')].filter(i => i.checkVisibility()).at(-1)")
+    page.run("arguments[0].scrollIntoView()", last)
+    page.until(last.is_displayed, "the last picture")
     last.click()
     page.one("body").send_keys(Keys.ARROW_RIGHT)
     assert "ControlNet renders" in text.text
@@ -199,7 +205,7 @@ def test_nothing_hostile_runs(browser: Browser, tmp_path: Path, size: tuple[int,
             file.parent.rename(file.parent.with_name(hostile_name))
     browser.open(write_report(run_dir).as_uri(), size)
     browser.until_plots(NUM_PLOTS)
-    for image in browser.shown("#verdict img")[:2]:
+    for image in browser.shown("#verdict td:nth-child(2) img")[:2]:  # base model and champion on the first prompt
         image.click()
         assert HOSTILE in browser.one("dialog[open] p").text
         browser.one("dialog[open]").click()

@@ -236,7 +236,7 @@ def test_a_copier_is_no_champion_without_a_word(tmp_path: Path) -> None:
     run = Run(tmp_path / "ada", {2: 0.5, 4: 0.6, 16: 0.7})
     record = run.folder.read(run.trials[16])
     assert record is not None
-    check = Examination(copies=CopyCheck(nearest=(), share=0.8, is_copying=True))
+    check = Examination(copies=CopyCheck(nearest=(), num_copies=2))
     run.folder.write(
         record.model_copy(update={"checkpoints": (record.checkpoints[0].model_copy(update={"examination": check}),)})
     )
