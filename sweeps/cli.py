@@ -584,7 +584,8 @@ def _print_score(scored: Score) -> None:
     Console(width=None if sys.stdout.isatty() else longest + 80).print(table)
     _say(
         f"face similarity {scored.face_similarity:.3f} by {shown(scored.face_encoder)}: "
-        f"mean of {scored.num_images} pictures, {scored.num_faces} with a face (a picture without one counts 0)"
+        f"mean of {scored.num_images} pictures, {scored.num_faces} with a face "
+        f"(one without counts as a stranger's, {scored.no_face_similarity:.2f})"
     )
     if scored.prompt_alignment is not None:
         _say(f"prompt alignment {scored.prompt_alignment:.3f}: mean raw cosine")

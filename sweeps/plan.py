@@ -378,7 +378,8 @@ def check_disk(plan: Plan, folder: RunFolder) -> None:
 
 
 def _disk_needed(plan: Plan, folder: RunFolder) -> int:
-    there = sum(file.stat().st_size for file in folder.trials_dir.rglob("*") if file.is_file())
+    files = [file for ledger in (folder, folder.confirm) for file in ledger.trials_dir.rglob("*")]
+    there = sum(file.stat().st_size for file in files if file.is_file())
     return max(0, plan.disk_bytes - there)
 
 

@@ -175,9 +175,11 @@ def _scores(results: Results, config: SweepConfig, row: Row) -> str:
         "",
         f"In brackets 95 % intervals over {row.num_images} pictures, prompts as the unit. Face similarity: cosine of "
         f"{code(face_encoder)} embeddings to the mean of the reference photos, a picture without a "
-        f"face counts 0. Prompt alignment: raw cosine of {code(clip)}.",
+        f"face counts {row.no_face_similarity:g}. Prompt alignment: raw cosine of {code(clip)}.",
         "",
     ]
+    if row.likeness is not None:
+        lines += [f"Likeness: {row.likeness:.0%} of the way from the base model to another real photo.", ""]
     is_champion = champion.row is not None and (champion.row.trial, champion.row.step) == (row.trial, row.step)
     if is_champion:
         advice = advice_of(results)

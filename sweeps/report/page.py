@@ -628,7 +628,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"guidance {evaluation.guidance_scale:g}, {size}",
         ),
         ("reference photos", _references(results.folder)),
-        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, no face = 0"),
+        ("face encoder", f"{_face_encoder(results, config)}; cosine to the mean of {references}, {_no_face(results)}"),
         ("CLIP", f"{_clip(results, config)}; raw cosine, not times 100, rare token left out"),
         ("intervals", INTERVALS),
         *sorted(_versions(results.folder).items()),
@@ -649,6 +649,11 @@ def _face_encoder(results: Results, config: SweepConfig) -> str:
     """As the scores recorded it, crop included; else as the sweep file names it."""
     recorded = next((row.face_encoder for row in results.rows if row.face_encoder), None)
     return recorded or public_name(config.evaluation.face.encoder)
+
+
+def _no_face(results: Results) -> str:
+    similarity = results.base.no_face_similarity if results.base else 0.0
+    return f"no face counts {similarity:g}" + (", as a stranger's does" if similarity else "")
 
 
 def _clip(results: Results, config: SweepConfig) -> str:
