@@ -101,6 +101,11 @@ def _of_confirmed(results: Results, champion: Champion, row: Row, confirmed: Con
             f"whether it follows its prompts is not sure (prompt alignment {_difference(confirmed)} to the base "
             f"model's, the rule's line is at {signed_text(-results.rule.margin)})"
         )
+        sure_ones = [each for each in results.confirmations.finalists if each.standing == "follows"]
+        if sure_ones:
+            best = max(sure_ones, key=lambda each: each.face_similarity.mean)
+            likeness = score_text(best.face_similarity.mean)
+            parts.append(f"{settings_text(best.row)} surely does, with a face similarity of {likeness}")
     if not champion.equals:
         parts.insert(0, "it is higher than every other finalist, over training seeds, prompts and noise")
         sure = "sure" if champion.standing == "follows" else "sure of likeness, not of the prompts"

@@ -45,7 +45,7 @@ def finalists_of(
         config: the sweep.
         rows: each trial's best checkpoint that the rule admits, best first by the search.
         trials: by name.
-        asked: by `dreamsweep confirm`.
+        asked: by `dreamsweep confirm`, of checkpoints that are there.
     """
     found: dict[str, Finalist] = {}
     confirm = confirm_of(config)
@@ -57,8 +57,6 @@ def finalists_of(
         )
         found.setdefault(settings_of(trials[row.trial].method_config, row.step), finalist)
     for each in asked:
-        if each.trial not in trials:
-            continue  # its folder was taken away since
         key = settings_of(trials[each.trial].method_config, each.step)
         before = found.get(key, each)
         more = {name: max(getattr(before, name), getattr(each, name)) for name in ("seeds", "images_per_prompt")}

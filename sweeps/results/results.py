@@ -313,12 +313,15 @@ def finalists_in(
     """
     by_name = {trial.trial: trial for trial in trials}
     best: dict[str, Row] = {}
+    known = set()
     for row in rows:
+        known.add(row.key)
         if not row.is_base and not row.earlier:
             best.setdefault(row.trial, row)
     is_over = all(by_name[trial].is_over for trial in best)
     able = [row for row in best.values() if rule.qualifies(row)] if is_over else []
-    return finalists_of(config, able, by_name, read_asked(folder))
+    asked = [each for each in read_asked(folder) if (each.trial, each.step) in known]  # others are gone since
+    return finalists_of(config, able, by_name, asked)
 
 
 def _champions_weights(folder: RunFolder, config: SweepConfig | None, row: Row | None) -> str | None:

@@ -213,7 +213,9 @@ def test_a_borderline_one_is_named_and_said(tmp_path: Path) -> None:
     assert run.champion.row.rank == 16
     assert run.champion.standing == "borderline"
     assert not run.champion.is_sure
-    assert "not sure" in advice_of(run.results).why
+    why = advice_of(run.results).why
+    assert "not sure" in why
+    assert "LoRA of rank 4, learning rate 1e-4, 100 steps surely does" in why
 
 
 def test_trainings_that_fail_are_said(tmp_path: Path) -> None:
@@ -269,6 +271,8 @@ def test_what_was_asked_for_by_name_adds_to_the_search_s_finalists(tmp_path: Pat
     assert read_asked(run.folder) == asked
     found = {finalist.trial: (finalist.seeds, finalist.images_per_prompt) for finalist in run.results.finalists}
     assert found == {run.trials[16]: (3, 4), run.trials[2]: (2, 1)}
+    write_asked(run.folder, [*asked, Finalist(trial=run.trials[4], step=7, seeds=2, images_per_prompt=1)])
+    assert len(run.results.finalists) == 2, "a checkpoint that is not there is passed over"
     run.folder.confirm_file.write_text("[{]")
     with pytest.raises(UserError, match=r"confirm\.json: must be a whole list"):
         read_asked(run.folder)
