@@ -398,6 +398,15 @@ def judge(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int) ->
     ]
 
 
+def regret_by_tie_margin(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int) -> list[tuple[str, str]]:
+    """What naming the cheapest of those that tie costs, by how far below the highest it may lie."""
+    lines = []
+    for margin in (0.0, 0.01, 0.02, 0.05, 2.0):
+        played = [play for play in plays(kept, num_seeds, num_finalists, tie_margin=margin) if play.in_order]
+        lines.append((f"{margin:g}", _mean([play.regret(play.named) for play in played])))
+    return lines
+
+
 def _equal_arms(kept: Mapping[str, np.ndarray], num_seeds: int) -> list[bool]:
     """One arm's seeds as two arms', beside a third that is another: is the verdict on the two a tie?"""
     found = []
@@ -459,6 +468,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = judge(kept, num_seeds, 3)
             print(f"\npeople {people}; 3 finalists, {num_seeds} seeds\n")
             print(table(("", "goal", "first look", "second stage"), lines))
+        print(table(("a cheaper one may fall short by", "regret"), regret_by_tie_margin(kept, 3, 3)))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def _to_break(results: Results, confirmed: Confirmed, rival: Confirmed, run: str
     confirmations = results.confirmations
     difference = confirmed.face_similarity.mean - rival.face_similarity.mean
     design = design_of(confirmed, rival, len(confirmations.finalists))
-    wanted = design_to_tell(difference, noise_between(confirmations, confirmed, rival), design)
+    number = len(confirmations.finalists)
+    noise = noise_between(confirmations, confirmed, rival)
+    wanted = design_to_tell(difference, noise, design, number * (number - 1) // 2)
     if wanted is None:
         return NextStep(
             f"they differ by {abs(difference):.3f} or so, which no reasonable number of trainings would tell from "
