@@ -6,7 +6,7 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from sweeps.results.champion import Champion
+from sweeps.results.champion import Champion, copying
 from sweeps.results.confirmed import Confirmations, Confirmed
 from sweeps.results.intervals import Difference, Interval, by_prompt
 from sweeps.results.leaderboard import Row
@@ -71,7 +71,7 @@ def _of_first_look(results: Results, champion: Champion, row: Row, run: str) -> 
     )
     if results.num_by_status.get("running"):
         return Advice(f"So far {settings_text(row)}: {likeness}", "a first look while trials run", why, ())
-    if champion.caveats:
+    if not champion.is_finding:
         return Advice(f"{settings_text(row)}: {likeness}, not a finding", "not a finding", champion.caveats[0], ())
     steps: tuple[NextStep, ...] = (
         NextStep(
@@ -93,7 +93,7 @@ def _of_confirmed(results: Results, champion: Champion, row: Row, confirmed: Con
         f"over {len(confirmed.trainings)} trainings"
     )
     export = NextStep("export it", shlex.join(["dreamsweep", "export", run, "DEST"]))
-    if champion.caveats:
+    if not champion.is_finding:
         return Advice(f"{sentence}, not a finding", "not a finding", champion.caveats[0], ())
     parts = results.confirmations.disagreements(confirmed)
     if champion.standing == "borderline":
@@ -106,17 +106,31 @@ def _of_confirmed(results: Results, champion: Champion, row: Row, confirmed: Con
             best = max(sure_ones, key=lambda each: each.face_similarity.mean)
             likeness = score_text(best.face_similarity.mean)
             parts.append(f"{settings_text(best.row)} surely does, with a face similarity of {likeness}")
+    steps = [export, *_without_copies(results, row, run)]
+    but = ", but it copies photos" if copying(row) else ""
     if not champion.equals:
         parts.insert(0, "it is higher than every other finalist, over training seeds, prompts and noise")
         sure = "sure" if champion.standing == "follows" else "sure of likeness, not of the prompts"
-        return Advice(sentence, sure, "; ".join(parts), (export,))
+        return Advice(sentence, f"{sure}{but}", "; ".join(parts), tuple(steps))
     rival = champion.runner_up_confirmed
     assert rival is not None, "whoever it cannot be told from is a finalist"
     names = " and ".join(settings_text(each) for each in champion.equals)
     between = champion.versus_runner_up
     difference = "" if between is None or between.mean is None else f" by {signed_text(between.mean)}"
     parts.insert(0, f"it cannot be told from {names}: it differs from the best of these{difference}{_signed(between)}")
-    return Advice(sentence, "a tie", "; ".join(parts), (_to_break(results, confirmed, rival, run), export))
+    return Advice(sentence, f"a tie{but}", "; ".join(parts), (_to_break(results, confirmed, rival, run), *steps))
+
+
+def _without_copies(results: Results, row: Row, run: str) -> list[NextStep]:
+    """Where the champion copies photos, the best finalist that does not."""
+    if not copying(row):
+        return []
+    honest = [each for each in results.confirmations.finalists if not copying(each.row) and each.row.key != row.key]
+    if not honest:
+        return []
+    best = max(honest, key=lambda each: each.face_similarity.mean)
+    command = shlex.join(["dreamsweep", "export", run, "DEST", "--trial", best.row.trial])
+    return [NextStep(f"or the best that copies none, {settings_text(best.row)}", command)]
 
 
 def _to_break(results: Results, confirmed: Confirmed, rival: Confirmed, run: str) -> NextStep:

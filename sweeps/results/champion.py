@@ -49,7 +49,8 @@ class Champion:
     @property
     def is_sure(self) -> bool:
         """Would other training seeds name it again: is it told from every other finalist?"""
-        return self.is_finding and self.confirmed is not None and not self.equals and self.standing == "follows"
+        is_told_apart = self.is_finding and self.confirmed is not None and not self.equals
+        return is_told_apart and self.standing == "follows" and not self.caveats
 
 
 def champion(rows: Iterable[Row], rule: ChampionRule, confirmations: Confirmations | None = None) -> Champion:
@@ -89,7 +90,8 @@ def champion(rows: Iterable[Row], rule: ChampionRule, confirmations: Confirmatio
     versus_base = family.compare(winner.face_similarities, base.face_similarities)
     if any(row.num_faces for row in trained):
         caveats += _caveats_against_base(winner.face_similarity, base.face_similarity, versus_base)
-    caveats += _copying(winner)
+    is_finding = not caveats and versus_base.verdict == "higher"
+    caveats += copying(winner)
     over_base = Repeated([winner.prompt_alignments]).minus(Repeated([base.prompt_alignments]))
     return Champion(
         row=winner,
@@ -105,7 +107,7 @@ def champion(rows: Iterable[Row], rule: ChampionRule, confirmations: Confirmatio
             if family.compare(winner.face_similarities, row.face_similarities).verdict in ("tie", "unknown")
         ),
         caveats=tuple(caveats),
-        is_finding=not caveats and versus_base.verdict == "higher",
+        is_finding=is_finding,
     )
 
 
@@ -133,9 +135,10 @@ def _confirmed_champion(confirmations: Confirmations, rule: ChampionRule, caveat
     rival = other_finalists[0] if other_finalists else None
     versus_base = confirmations.over_base(winner)
     caveats = caveats + _caveats_against_base(winner.face_similarity.mean, base.face_similarity, versus_base)
-    caveats += _copying(winner.row)
     if winner.num_failed:
         caveats.append(f"{winner.num_failed} of its {winner.num_wanted} trainings with fresh seeds failed")
+    is_finding = not caveats and versus_base.verdict == "higher"
+    caveats += copying(winner.row)
     return Champion(
         row=winner.row.model_copy(update={"champion": True}),
         rule=rule.text,
@@ -148,7 +151,7 @@ def _confirmed_champion(confirmations: Confirmations, rule: ChampionRule, caveat
         versus_runner_up=confirmations.difference(winner, rival) if rival else None,
         equals=tuple(each.row for each in equals),
         caveats=tuple(caveats),
-        is_finding=not caveats and versus_base.verdict == "higher",
+        is_finding=is_finding,
     )
 
 
@@ -243,8 +246,8 @@ def _caveats_against_base(winner: float, base: float, versus_base: Difference) -
     return []
 
 
-def _copying(winner: Row) -> list[str]:
-    """That a checkpoint has learnt photos by heart: its likeness is then theirs."""
+def copying(winner: Row) -> list[str]:
+    """That a checkpoint has learnt photos by heart, which its likeness to other photos does not tell; empty if not."""
     copies = winner.examination and winner.examination.copies
     if not copies or not copies.is_copying:
         return []

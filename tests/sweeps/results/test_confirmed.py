@@ -245,7 +245,11 @@ def test_a_copier_is_no_champion_without_a_word(tmp_path: Path) -> None:
     assert any("copies its training photos" in caveat for caveat in run.champion.caveats)
     run.train_again({16: [0.8, 0.82], 4: [0.6, 0.62], 2: [0.4, 0.42]})
     assert any("copies its training photos" in caveat for caveat in run.champion.caveats)
-    assert not run.champion.is_finding
+    assert run.champion.is_finding, "it is more like the person on other photos, all the same"
+    assert not run.champion.is_sure
+    advice = advice_of(run.results)
+    assert "copies photos" in advice.how_sure
+    assert advice.next_steps[-1].command == f"dreamsweep export {tmp_path.name}/ada DEST --trial {run.trials[4]}"
 
 
 def test_another_judges_disagreement_is_said(tmp_path: Path) -> None:
