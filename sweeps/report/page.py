@@ -509,7 +509,7 @@ class Verdict:
         parts = []
         gap = None if row is None or base is None else memorisation_gap(row, base)
         if gap is not None:
-            parts.append(f"to the photos trained on {signed_text(gap)} more than to others")
+            parts.append(f"to the photos trained on minus to others, beyond the base model's: {signed_text(gap)}")
         copies = row and row.examination and row.examination.copies
         if copies:
             parts.append(f"{copies.num_copies} of {len(copies.nearest)} bare pictures copy a photo")

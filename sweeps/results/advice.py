@@ -95,7 +95,7 @@ def _of_confirmed(results: Results, champion: Champion, row: Row, confirmed: Con
     export = NextStep("export it", shlex.join(["dreamsweep", "export", run, "DEST"]))
     if not champion.is_finding:
         return Advice(f"{sentence}, not a finding", "not a finding", champion.caveats[0], ())
-    parts = results.confirmations.disagreements(confirmed)
+    parts = results.confirmations.second_opinions(confirmed)
     if champion.standing == "borderline":
         parts.append(
             f"whether it follows its prompts is not sure (prompt alignment {_difference(confirmed)} to the base "

@@ -252,8 +252,8 @@ def copying(winner: Row) -> list[str]:
     if not copies or not copies.is_copying:
         return []
     return [
-        f"it copies its training photos: of {len(copies.nearest)} pictures of the bare instance prompt "
-        f"{copies.num_copies} are one of them; fewer steps or a lower learning rate copy less"
+        f"it copies its training photos, in {copies.num_copies} of {len(copies.nearest)} pictures of the bare instance "
+        "prompt; fewer steps or a lower learning rate copy less"
     ]
 
 

@@ -159,15 +159,17 @@ class Confirmations:
         """What a checkpoint of the search came to."""
         return next((each for each in self.finalists if each.row.key == row.key), None)
 
-    def disagreements(self, winner: Confirmed) -> list[str]:
-        """Where judges that had no part in the search say otherwise, in sentences."""
+    def second_opinions(self, winner: Confirmed) -> list[str]:
+        """Whether judges that had no part in the search agree, in sentences."""
         said = []
         mine = winner.second_opinion
         others = [(each.second_opinion.face_similarity or -1.0, each) for each in self.finalists]
         best, preferred = max(others, key=lambda pair: pair[0])
-        if mine.face_similarity is not None and preferred is not winner:
+        if mine.face_similarity is not None:
             said.append(
-                f"a second face encoder prefers {preferred.row.trial} at step {preferred.row.step}, {best:.3f} to "
+                f"a second face encoder agrees, {mine.face_similarity:.3f}"
+                if preferred is winner
+                else f"a second face encoder prefers {preferred.row.trial} at step {preferred.row.step}, {best:.3f} to "
                 f"{mine.face_similarity:.3f}"
             )
         of_base = self.base.second_opinion if self.base is not None else None
