@@ -64,7 +64,8 @@ def trade_off(rows: Sequence[Row], limit: float | None, levels: Mapping[str, flo
         layout["shapes"].append(_across(level, CHAMPION, "dot"))
         layout["annotations"].append(_note(name, 0, level, xref="paper", xanchor="left", yanchor="bottom"))
     if len(shown) < len(rows):
-        astray = f"{len(rows) - len(shown)} checkpoints lie far outside, see the table"
+        number = len(rows) - len(shown)
+        astray = f"{number} checkpoint{' lies' if number == 1 else 's lie'} far outside, see the table"
         layout["annotations"].append(_note(astray, 1, 1, xref="paper", yref="paper", xanchor="right", yanchor="bottom"))
     if base:
         layout["shapes"] += [_across(base.face_similarity), _upright(base.prompt_alignment)]

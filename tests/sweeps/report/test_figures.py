@@ -192,3 +192,25 @@ def test_a_curve_grows_with_its_file(tmp_path: Path) -> None:
     before = learning_curves(folder, [trial])[trial][-1].last_step
     write_stats(run_dir, trial, 1e-4, range(1, 31))
     assert (before, learning_curves(folder, [trial])[trial][-1].last_step) == (20, 30)
+
+
+def test_one_that_diverged_does_not_crush_the_axes(results: Results) -> None:
+    """Its point is there for who zooms out, the axes are the others', and the figure says so."""
+    whole = trade_off(results.rows, results.rule.limit)
+    last = results.rows[-1]
+    lost = last.model_copy(update={"trial": "lost", "face_similarity": -0.9, "prompt_alignment": -0.8, "pareto": False})
+    with_lost = trade_off([*results.rows, lost], results.rule.limit)
+    for axis in ("xaxis", "yaxis"):
+        assert with_lost["layout"][axis]["autorangeoptions"] == whole["layout"][axis]["autorangeoptions"]
+    assert ("lost", -0.8, -0.9) in points_of(with_lost)
+    said = [note["text"] for note in with_lost["layout"]["annotations"]]
+    assert any("1 checkpoint lies far outside" in text for text in said)
+
+
+def test_levels_to_compare_with_lie_within_the_axis(results: Results) -> None:
+    """Another real photo's face similarity and a stranger's, by name."""
+    figure = trade_off(results.rows, results.rule.limit, {"another photo of the person": 0.95, "a stranger": -0.3})
+    limits = figure["layout"]["yaxis"]["autorangeoptions"]
+    assert limits["minallowed"] < -0.3
+    assert limits["maxallowed"] > 0.95
+    assert {"another photo of the person", "a stranger"} <= {note["text"] for note in figure["layout"]["annotations"]}
