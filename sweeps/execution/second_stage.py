@@ -12,7 +12,7 @@ from sweeps.config import ConfirmConfig, ListedSweep, SweepConfig
 from sweeps.confirm import confirm_evaluation, confirm_of
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import trial_id
-from sweeps.results.finalists import Finalist, trainings_of
+from sweeps.results.finalists import Finalist, read_asked, trainings_of
 from sweeps.results.leaderboard import Row, rows_of
 from sweeps.results.results import Results, read_results
 from training.config import MethodConfig
@@ -71,7 +71,12 @@ class SecondStage:
 
 
 def due_stage(config: SweepConfig, folder: RunFolder) -> SecondStage | None:
-    """The second stage, unless there is none or all of it is there."""
+    """The second stage, unless there is none or all of it is there.
+
+    Raises:
+        UserError: what `dreamsweep confirm` was asked for cannot be read.
+    """
+    read_asked(folder)
     results = read_results(folder.dir)
     return None if not results.finalists or results.confirmations.is_whole else stage_of(config, results)
 

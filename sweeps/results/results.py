@@ -57,6 +57,8 @@ class Results:
     """What could not be read, with its place; the rest stands."""
     weights: str | None = None
     """What became of the champion's weights, where they are not as they were written."""
+    asked_again: tuple[Finalist, ...] = ()
+    """Whom `dreamsweep confirm` was asked for."""
     again: tuple[TrialRecord, ...] = ()
     """The finalists' trainings with fresh seeds, and the base model beside them."""
     confirmations: Confirmations = NOT_CONFIRMED
@@ -81,14 +83,10 @@ class Results:
 
     @cached_property
     def finalists(self) -> tuple[Finalist, ...]:
-        """Who is trained again, or would be were the search over now; none without the sweep's settings.
-
-        Raises:
-            UserError: what `dreamsweep confirm` was asked for cannot be read.
-        """
+        """Who is trained again, or would be were the search over now; none without the sweep's settings."""
         if self.config is None:
             return ()
-        return tuple(finalists_in(self.folder, self.config, self.search_rows, self.rule, self.trials))
+        return tuple(finalists_in(self.config, self.search_rows, self.rule, self.trials, self.asked_again))
 
     @cached_property
     def num_by_status(self) -> dict[str, int]:
@@ -212,11 +210,11 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
     if config is not None:
         is_earlier = set(earlier)
         warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in is_earlier])
-    again = _read_again(folder, warnings, reader)
+    asked, again = _read_asked(folder, warnings), _read_again(folder, warnings, reader)
     confirmations = NOT_CONFIRMED
     if config is not None and again:
         confirmations = confirmations_of(
-            finalists_in(folder, config, rows, rule, trials),
+            finalists_in(config, rows, rule, trials, asked),
             {row.key: row for row in rows},
             {trial.trial: trial for trial in trials},
             again,
@@ -244,6 +242,7 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
         champion=verdict,
         warnings=tuple(warnings),
         weights=_champions_weights(folder, config, verdict.row),
+        asked_again=tuple(asked),
         again=tuple(again),
         confirmations=confirmations,
         earlier=tuple(earlier),
@@ -286,6 +285,14 @@ def _confirmed_first(rows: Sequence[Row], confirmations: Confirmations) -> list[
     return [*finalists, *(row for row in rows if row.key not in places)]
 
 
+def _read_asked(folder: RunFolder, warnings: list[str]) -> list[Finalist]:
+    try:
+        return read_asked(folder)
+    except UserError as error:  # what is there stands; nobody is trained again before it is mended
+        warnings.append(str(error))
+        return []
+
+
 def _read_again(folder: RunFolder, warnings: list[str], reader: TrialReader) -> list[TrialRecord]:
     """The second stage's ledger."""
     records = []
@@ -297,19 +304,20 @@ def _read_again(folder: RunFolder, warnings: list[str], reader: TrialReader) -> 
 
 
 def finalists_in(
-    folder: RunFolder, config: SweepConfig, rows: Iterable[Row], rule: ChampionRule, trials: Iterable[TrialRecord]
+    config: SweepConfig,
+    rows: Iterable[Row],
+    rule: ChampionRule,
+    trials: Iterable[TrialRecord],
+    asked: Iterable[Finalist],
 ) -> list[Finalist]:
     """Who is trained again. Nobody by the search's order while it runs, since another may yet be better.
 
     Args:
-        folder: of the run.
         config: the sweep.
         rows: of the search, in its order.
         rule: the sweep's.
         trials: of the run, the base model's among them.
-
-    Raises:
-        UserError: what was asked for by name cannot be read.
+        asked: whom `dreamsweep confirm` was asked for; of checkpoints that are gone nobody is trained again.
     """
     by_name = {trial.trial: trial for trial in trials}
     best: dict[str, Row] = {}
@@ -320,8 +328,7 @@ def finalists_in(
             best.setdefault(row.trial, row)
     is_over = all(by_name[trial].is_over for trial in best)
     able = [row for row in best.values() if rule.qualifies(row)] if is_over else []
-    asked = [each for each in read_asked(folder) if (each.trial, each.step) in known]  # others are gone since
-    return finalists_of(config, able, by_name, asked)
+    return finalists_of(config, able, by_name, [each for each in asked if (each.trial, each.step) in known])
 
 
 def _champions_weights(folder: RunFolder, config: SweepConfig | None, row: Row | None) -> str | None:

@@ -280,6 +280,8 @@ def test_what_was_asked_for_by_name_adds_to_the_search_s_finalists(tmp_path: Pat
     run.folder.confirm_file.write_text("[{]")
     with pytest.raises(UserError, match=r"confirm\.json: must be a whole list"):
         read_asked(run.folder)
+    assert any("confirm.json" in warning for warning in run.results.warnings), "and the rest is shown"
+    assert run.results.rows
 
 
 def test_trials_that_differ_in_their_seed_alone_are_one_finalist(tmp_path: Path) -> None:
