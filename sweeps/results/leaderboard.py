@@ -56,6 +56,7 @@ COLUMNS = (
     "face_width",
     "num_several_faces",
     "diversity",
+    "trained_similarity",
 )
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
 
@@ -220,6 +221,12 @@ class Row(ScoredCheckpoint):
         """Mean over the pictures with a face alone."""
         found = [image.face_similarity for image in self.image_scores if image.face_similarity is not None]
         return sum(found) / len(found) if found else None
+
+    @property
+    def trained_similarity(self) -> float | None:
+        """Mean similarity of its faces to the photos that it was trained on, where it is judged by others."""
+        known = [image.trained_similarity for image in self.image_scores if image.trained_similarity is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def face_width(self) -> float | None:

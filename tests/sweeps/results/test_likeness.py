@@ -92,6 +92,8 @@ def test_the_memorisation_gap_is_beyond_the_base_models() -> None:
     """Which photos are which moves every model's difference alike."""
     gap = memorisation_gap(row("a", [0.5, 0.6], trained=0.08), row("base", [0.1, 0.2], trained=0.06))
     assert gap == pytest.approx(0.02)
+    assert row("a", [0.5, 0.6, None], trained=0.08).trained_similarity == pytest.approx(0.63)
+    assert row("a", [0.5]).trained_similarity is None
     assert memorisation_gap(row("a", [0.5]), row("base", [0.1])) is None
 
 
