@@ -24,6 +24,7 @@ import torch
 import world
 from measure import CLASS_PROMPT, INSTANCE_PROMPT, Bench, open_bench, subject_references
 from PIL import Image
+from scipy.special import stdtrit
 
 from benchmarks.alternating import table
 from evaluation.config import EvaluationConfig
@@ -407,6 +408,17 @@ def regret_by_tie_margin(kept: Mapping[str, np.ndarray], num_seeds: int, num_fin
     return lines
 
 
+def arms_by_person(kept: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The truth itself: each arm's face similarity over all seeds with its 95 % interval over them."""
+    lines = []
+    for person, arms, base in zip(kept["people"], kept["scores"], kept["base"], strict=True):
+        means = arms[..., FACE].mean(axis=2)
+        widths = -stdtrit(NUM_SEEDS - 1, 0.025) * means.std(axis=1, ddof=1) / NUM_SEEDS**0.5
+        cells = [f"{mean:.3f} +-{width:.3f}" for mean, width in zip(means.mean(axis=1), widths, strict=True)]
+        lines.append([str(person), f"{base[:, FACE].mean():.3f}", *cells])
+    return lines
+
+
 def _equal_arms(kept: Mapping[str, np.ndarray], num_seeds: int) -> list[bool]:
     """One arm's seeds as two arms', beside a third that is another: is the verdict on the two a tie?"""
     found = []
@@ -468,6 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = judge(kept, num_seeds, 3)
             print(f"\npeople {people}; 3 finalists, {num_seeds} seeds\n")
             print(table(("", "goal", "first look", "second stage"), lines))
+        print(table(("person", "base model", *ARMS), arms_by_person(kept)))
         print(table(("a cheaper one may fall short by", "regret"), regret_by_tie_margin(kept, 3, 3)))
 
 
