@@ -55,7 +55,7 @@ UPSTREAM_DREAMBOOTH = UPSTREAM | {"learning_rate": 5e-6, "snr_gamma": None, "ima
 
 OURS_ALONE = {
     *("method", "photos", "rare_token", "crop", "random_flip", "lora_alpha", "text_encoder_learning_rate"),
-    *("fused_adam", "channels_last", "compile"),
+    *("fused_adam", "channels_last", "compile", "held_out_photos"),
 }
 """Fields without a flag upstream; `lora_alpha` defaults to the rank, which is what upstream's LoRA script fixes."""
 
