@@ -35,7 +35,8 @@ class Browser:
 
     def open(self, address: str, size: tuple[int, int] = DESKTOP, theme: str = "light") -> None:
         """Go there with a window of this many CSS pixels; up to a phone's width with a phone's touch screen."""
-        self.complaints()  # of the page before
+        self.driver.get("about:blank")  # the page before may go on asking a server that has gone
+        self.complaints()
         is_phone = size[0] <= 600
         self._command(
             "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=is_phone
