@@ -44,6 +44,9 @@ def examine(asked: Examinations) -> Iterator[str]:
     for trial, step in asked.wanted:
         folder.pull(folder.trial_dir(trial), without=(STATE_FILE,))
         place = checkpoint_dir(folder.trial_dir(trial), step)
+        if trial != BASE_TRIAL and not place.exists():  # deleted on purpose; its scores stand
+            _write(folder, trial, step, Examination())
+            continue
         checkpoint = None if trial == BASE_TRIAL else open_checkpoint(place, scoring.base_model)
         try:
             make_pictures(scoring, folder, trial, checkpoint, device)

@@ -241,6 +241,11 @@ def _caveats_against_base(winner: float, base: float, versus_base: Difference) -
             f"the base model's face similarity ({base:.3f}) is at least the champion's "
             f"({winner:.3f}): training has not made the pictures more like the person"
         ]
+    if versus_base.verdict == "unknown":
+        return [
+            f"too few pictures (a verdict needs {MIN_UNITS}): whether the champion differs from the base model is not "
+            "known"
+        ]
     if versus_base.verdict == "tie":
         return ["champion and base model are a tie in face similarity: the interval of their difference covers 0"]
     return []

@@ -18,6 +18,7 @@ from sweeps.asked import asked_for, num_planned
 from sweeps.config import ChampionConfig, SweepConfig, load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
+from sweeps.ledger.votes import read_votes
 from sweeps.results.champion import Champion, champion
 from sweeps.results.confirmed import NOT_CONFIRMED, Confirmations, confirmations_of
 from sweeps.results.finalists import Finalist, finalists_of, read_asked
@@ -211,6 +212,7 @@ def read_results(run_dir: Path | str, reader: TrialReader | None = None) -> Resu
         is_earlier = set(earlier)
         warnings += _points_passed_over(config, [trial for trial in trials if trial.trial not in is_earlier])
     asked, again = _read_asked(folder, warnings), _read_again(folder, warnings, reader)
+    _look_at_votes(folder, warnings)
     confirmations = NOT_CONFIRMED
     if config is not None and again:
         confirmations = confirmations_of(
@@ -291,6 +293,14 @@ def _read_asked(folder: RunFolder, warnings: list[str]) -> list[Finalist]:
     except UserError as error:  # what is there stands; nobody is trained again before it is mended
         warnings.append(str(error))
         return []
+
+
+def _look_at_votes(folder: RunFolder, warnings: list[str]) -> None:
+    """The report leaves out votes that cannot be read; that they are is said here."""
+    try:
+        read_votes(folder)
+    except UserError as error:
+        warnings.append(str(error))
 
 
 def _read_again(folder: RunFolder, warnings: list[str], reader: TrialReader) -> list[TrialRecord]:

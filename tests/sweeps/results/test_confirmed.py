@@ -282,6 +282,8 @@ def test_what_was_asked_for_by_name_adds_to_the_search_s_finalists(tmp_path: Pat
         read_asked(run.folder)
     assert any("confirm.json" in warning for warning in run.results.warnings), "and the rest is shown"
     assert run.results.rows
+    run.folder.votes_file.write_text("no vote\n")
+    assert any("votes.jsonl" in warning for warning in run.results.warnings)
 
 
 def test_trials_that_differ_in_their_seed_alone_are_one_finalist(tmp_path: Path) -> None:
@@ -339,6 +341,17 @@ def test_the_second_stage_draws_nothing_that_the_search_drew(tmp_path: Path) -> 
     assert not set(seeds) & {seed for _, seed in config.evaluation.cells}
     first, rest = evaluation.model_copy(update={"images_per_prompt": 1}), evaluation.beyond(1)
     assert sorted([*first.cells, *rest.cells]) == sorted(evaluation.cells)
+
+
+def test_a_first_look_that_stands_alone_says_that_its_pictures_are_too_few(tmp_path: Path) -> None:
+    """What was scored in full has left its prompts and beats the base model; the champion has four pictures yet."""
+    run = Run(tmp_path / "ada", {2: 0.6, 16: 0.7})
+    write(run.folder, run.config(16), scored("r16", STEP, images(0.7, 0.1, 12, seed=16)))
+    write(run.folder, run.config(2), scored("r2", STEP, images(0.6, 0.30, 4, seed=2), screened=True))
+    assert run.champion.row is not None
+    assert run.champion.row.screened
+    assert not run.champion.is_finding
+    assert "too few pictures" in advice_of(run.results).why
 
 
 def test_rows_of_the_second_stage_are_in_no_table(tmp_path: Path) -> None:
