@@ -341,7 +341,9 @@ def judge(
     """Ask which of two pictures is better, without saying whose they are, and rank by the votes, until Ctrl-C."""
     from sweeps.judge.server import open_judge
 
-    page = open_judge(_read(run), port, trials or [])
+    results = _results(run)
+    page = open_judge(results, port, trials or [])
+    _warn(results)  # damaged votes are refused above, and not said twice
     _serve(page, f"judge     {page.page_address}  (Ctrl-C ends it)")
 
 
@@ -486,13 +488,23 @@ def _complain(text: str) -> None:
 
 
 def _read(run: Path) -> Results:
+    """A run's results, and on standard error what is to be minded about them."""
+    results = _results(run)
+    _warn(results)
+    return results
+
+
+def _results(run: Path) -> Results:
     from sweeps.results.results import read_results
 
     results = read_results(run)
     gc.freeze()  # it stays until the command ends: a large run's records are not looked through for garbage again
+    return results
+
+
+def _warn(results: Results) -> None:
     for warning in results.warnings:
         _complain(warning)
-    return results
 
 
 def _print_leaderboard(results: Results, top: int | None) -> None:

@@ -52,7 +52,8 @@ def test_the_metrics_tab_is_the_runs_page(dashboard: str, browser: Browser, run_
             record = json.loads(file.read_text())
             file.write_text(json.dumps({**record, "status": "finished"}))
         browser.until(lambda: not browser.all("#underway"), "the end of the sweep")
-    assert browser.complaints() == []
+    asked_by_ray = f"{dashboard}/api/v0/platform_events "  # how its page finds out that there is no Kubernetes
+    assert [line for line in browser.complaints() if not line.startswith(asked_by_ray)] == []
 
 
 def test_the_overview_has_the_run_in_brief(dashboard: str, browser: Browser) -> None:
