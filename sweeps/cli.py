@@ -363,7 +363,12 @@ def export(
     run: RunDir,
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write.")],
     trial: Annotated[
-        str | None, typer.Option("--trial", metavar="ID", help="This trial's best checkpoint; else the champion.")
+        str | None,
+        typer.Option(
+            "--trial",
+            metavar="ID",
+            help="This trial's best checkpoint, or a finalist's training with another seed; else the champion.",
+        ),
     ] = None,
     format: Annotated[  # noqa: A002 -- the option's name
         ExportFormat,

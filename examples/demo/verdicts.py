@@ -1,11 +1,15 @@
 """Measure how far a sweep's verdicts can be believed, against a truth had by brute force on the demo's world.
 
     python examples/demo/verdicts.py draw --people 10 11 12 13 14    # hours; goes on where it was
+    python examples/demo/verdicts.py draw-others                     # of the same LoRAs on prompts drawn anew
     python examples/demo/verdicts.py judge                           # seconds: the tables of verdicts.md
 
 `draw` trains every arm (a method with its settings) with ten training seeds on people that the family never saw, and
 scores every training on twelve prompts and three noises. `judge` plays sweeps on these scores with the product's own
 rules: what a sweep would have seen of a few trainings, and what it says, against the mean of all the others.
+`draw-others` goes on with the trainings whose weights are still there: the twelve prompts with noise that no two share,
+as the second stage has them, and 36 prompts that are drawn anew for each training seed, which are the truth that an
+interval over prompts is about.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from PIL import Image
 from scipy.special import stdtrit
 
 from benchmarks.alternating import table
-from evaluation.config import EvaluationConfig
+from evaluation.config import ApartEvaluationConfig, EvaluationConfig
 from evaluation.copies import COPY, check_copies
 from evaluation.drawn_face import DrawnFaceEncoder
 from evaluation.generate import GeneratedImage, generate, generate_packed
@@ -36,7 +40,7 @@ from evaluation.score import score_images
 from sweeps.config import ChampionConfig
 from sweeps.results.confirmed import Repeated, standing_of
 from sweeps.results.intervals import Interval, Uncertainty, interval_over_pictures, seed_noise
-from training.checkpoint import Checkpoint, load_pipeline
+from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig, SubjectConfig
 from training.dataset import Dataset, encode_dataset, load_dataset
 from training.pack_training import PackTraining
@@ -195,6 +199,44 @@ def draw(bench: Bench, people: Sequence[int], arms: Sequence[str]) -> None:
             else:
                 draw_arm(bench, folder, references, dataset, arm)
             print(f"person {person}  {arm}", flush=True)
+
+
+NUM_OTHER_PROMPTS = 36
+LORA_ARMS = [arm for arm in ARMS if arm.startswith("lora")]
+CONFIRM_NOISE, OTHER_NOISE = 10_000, 100_000
+"""First seeds of the noise."""
+
+
+def other_prompts(person: int, seed: int) -> list[str]:
+    """Captions of shots drawn as the family's own pictures were, of the person; anew for every training seed."""
+    rng = np.random.default_rng([11, person, seed])
+    return [world.write_caption(world.draw_shot(rng), name="sks") for _ in range(NUM_OTHER_PROMPTS)]
+
+
+def draw_others(bench: Bench, people: Sequence[int]) -> None:
+    """What the LoRAs of each training seed draw of other prompts."""
+    for person in people:
+        folder, references, _ = subject_references(bench, person)
+        for seed in range(NUM_SEEDS):
+            if (file := folder / "others" / f"{seed}.json").exists():
+                continue
+            points = [
+                open_checkpoint(folder / "work" / arm / str(seed) / f"checkpoint-{STEPS}", bench.base_model)
+                for arm in LORA_ARMS
+            ]
+            pipeline = packed_pipeline(points, bench.base_model, CPU, torch.float32, guided=True)
+            drawn: list[list[GeneratedImage]] = [[] for _ in points]
+            first_noise = OTHER_NOISE * (1 + seed)
+            for prompts, noise in ((PROMPTS, CONFIRM_NOISE), (other_prompts(person, seed), first_noise)):
+                wanted = ApartEvaluationConfig(**evaluation(prompts, 1).model_dump() | {"seed": noise})
+                for row in generate_packed(pipeline, wanted, len(points)):
+                    for pictures, picture in zip(drawn, row, strict=True):
+                        assert isinstance(picture, GeneratedImage)
+                        pictures.append(picture)
+            scored = [score_images(pictures, references, bench.face, bench.clip).images for pictures in drawn]
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps([[[i.face_similarity, i.prompt_alignment] for i in each] for each in scored]))
+            print(f"person {person}  seed {seed}", flush=True)
 
 
 # --- what is kept
@@ -461,7 +503,7 @@ def _mean(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, collect or judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("draw", "collect", "judge"))
+    parser.add_argument("what", choices=("draw", "draw-others", "collect", "judge"))
     parser.add_argument("--family", type=Path, default=HERE / "family")
     parser.add_argument("--work", type=Path, default=Path("runs/verdicts"))
     parser.add_argument("--scores", type=Path, default=HERE / "verdicts.npz")
@@ -471,6 +513,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if asked.what == "draw":
         draw(open_bench(asked.family, asked.work, 0, []), asked.people, asked.arms)
+    elif asked.what == "draw-others":
+        draw_others(open_bench(asked.family, asked.work, 0, []), asked.people)
     elif asked.what == "collect":
         collect(asked.work, asked.scores)
     else:

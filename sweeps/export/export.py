@@ -73,7 +73,7 @@ def export_checkpoint(
     Args:
         run_dir: the run folder.
         dest: a folder that does not exist, is empty, or holds an earlier export and nothing else.
-        trial: id of a trial; default: the champion.
+        trial: id of a trial, or of a finalist's training with another seed; default: the champion.
         format: `diffusers` a pipeline folder; `lora` the LoRA file of diffusers and peft; `kohya` the LoRA file of
             A1111 and ComfyUI; `checkpoint` one file in Stable Diffusion 1's original layout. A LoRA is merged into its
             base model in the first and the last.
@@ -109,7 +109,7 @@ def export_checkpoint(
 
 def _choose(results: Results, trial: str | None) -> Row:
     if trial is not None:
-        row = results.best_of_trial(trial)
+        row = results.checkpoint_of(trial)
         if row.is_base:
             raise UserError(f"export: {trial!r} is the untouched base model; name a trained trial")
         return row
@@ -261,7 +261,7 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
 def _modelspec(export: _Export, architecture: str) -> dict[str, str]:
     """Stability's ModelSpec header, which A1111's and ComfyUI's info panels read."""
     resolution = export.config.subject.resolution
-    created = next(trial.created for trial in export.results.trials if trial.trial == export.row.trial)
+    created = export.results.record_of(export.row).created
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,

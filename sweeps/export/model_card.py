@@ -166,7 +166,8 @@ def _what_it_is(config: SweepConfig, row: Row) -> str:
 
 
 def _scores(results: Results, config: SweepConfig, row: Row) -> str:
-    champion, base = results.champion, results.base
+    champion, finalist = results.champion, results.finalist_of_training(row.trial)
+    base = results.base if finalist is None else results.confirmations.base  # on the same pictures
     lines = ["| | face similarity | prompt alignment | pictures with a face |", "|---|---|---|---|"]
     lines += [_score_line("this model", row)] + ([_score_line("base model", base)] if base else [])
     face_encoder = row.face_encoder or public_name(config.evaluation.face.encoder)
@@ -195,6 +196,11 @@ def _scores(results: Results, config: SweepConfig, row: Row) -> str:
             lines.append(f"Face similarity over the base model: {_difference(champion.versus_base)}.")
         lines += [f"But: {caveat}." for caveat in champion.caveats]
     else:
+        if finalist is not None:
+            lines.append(
+                f"It is one of {len(finalist.trainings)} trainings of trial {finalist.row.trial}'s settings with other "
+                "seeds, scored on the pictures by which the champion is named."
+            )
         named = "none" if champion.row is None else f"trial {champion.row.trial}, step {champion.row.step}"
         lines.append(f"It was exported by name. The sweep's champion is {named}. Rule: {champion.rule}.")
     return "\n".join(lines)
@@ -217,4 +223,4 @@ def _difference(difference: Difference) -> str:
 
 
 def _trial_config(results: Results, row: Row) -> dict[str, Any]:
-    return next(trial.config for trial in results.trials if trial.trial == row.trial)
+    return results.record_of(row).config

@@ -20,7 +20,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import NewerLedgerError, TrialRecord, parse_record
 from sweeps.ledger.votes import read_votes
 from sweeps.results.champion import Champion, champion
-from sweeps.results.confirmed import NOT_CONFIRMED, Confirmations, confirmations_of
+from sweeps.results.confirmed import NOT_CONFIRMED, Confirmations, Confirmed, confirmations_of
 from sweeps.results.finalists import Finalist, finalists_of, read_asked
 from sweeps.results.leaderboard import (
     Calibration,
@@ -143,6 +143,27 @@ class Results:
             what = "has no scored checkpoint" if known else "is not in this run"
             raise UserError(f"trial {trial!r} {what}: {self.folder.trials_dir}")
         return self._best[trial]
+
+    def finalist_of_training(self, trial: str) -> Confirmed | None:
+        """Whose settings a training of the second stage has; None of a trial of the search."""
+        return next(
+            (each for each in self.confirmations.finalists if trial in {row.trial for row in each.trainings}), None
+        )
+
+    def checkpoint_of(self, trial: str) -> Row:
+        """The best checkpoint of one trial; of one of the second stage's trainings the checkpoint that it is for.
+
+        Raises:
+            UserError: see `best_of_trial`.
+        """
+        finalist = self.finalist_of_training(trial)
+        if finalist is None:
+            return self.best_of_trial(trial)
+        return next(row for row in finalist.trainings if row.trial == trial)
+
+    def record_of(self, row: Row) -> TrialRecord:
+        """The trial of a row, of the search or of the second stage."""
+        return next(record for record in (*self.trials, *self.again) if record.trial == row.trial)
 
 
 class TrialReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from sweeps.execution.rewind import rewind_damaged
 from sweeps.export.export import MARKER, WRITERS, export_checkpoint
 from sweeps.export.layouts import original_layout
 from sweeps.export.model_card import base_model_licence, code, model_card, quoted
+from sweeps.ledger.folder import RunFolder
+from sweeps.ledger.identity import trial_id
+from sweeps.ledger.records import TrialRecord
+from sweeps.results.finalists import trainings_of
 from sweeps.results.results import read_results
 from tests.sweeps.fake_run import entry, write_sweep, write_trial
 from training.checkpoint import load_pipeline, open_checkpoint, save_checkpoint
 from training.config import DreamBoothConfig, LoraConfig
+from training.layout import LORA_FILE
 from training.methods import copy_for_training
 
 PROMPT = "a photo of sks woman"
@@ -289,6 +296,57 @@ def test_a_trial_that_is_not_the_champion_does_not_claim_to_be(run_dir: Path, tm
     text = (export_checkpoint(run_dir, tmp_path / "out", trial="full_unet") / "README.md").read_text()
     assert "The sweep's champion is trial lora_both, step 4" in text
     assert "A full DreamBooth fine-tune of `tiny-sd`" in text
+
+
+@pytest.fixture
+def trained_again(run_dir: Path, tiny_base: str, tmp_path: Path) -> tuple[Path, str]:
+    """The run with its champion's settings trained with two other seeds, and the name of the first such training."""
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    settings = json.loads((run / "sweep.yaml").read_text()) | {"confirm": {"finalists": 1, "seeds": 2}}
+    (run / "sweep.yaml").write_text(json.dumps(settings))
+    results, again = read_results(run), RunFolder(run).confirm
+    record = {"method": "base", "status": "finished", "config": {}}
+    again.write(TrialRecord.model_validate({"trial": "base", **record, "checkpoints": [entry(0, 0.15, trial="base")]}))
+    trainings = trainings_of(results.finalists[0], {trial.trial: trial for trial in results.trials})
+    for config, score in zip(trainings, (0.7, 0.74), strict=True):
+        trial = trial_id(config)
+        point = entry(4, score, trial=trial) | {"checkpoint": f"confirm/{trial}/checkpoint-4"}
+        changes = {"trial": trial, "method": "lora", "config": config.model_dump(mode="json"), "checkpoints": [point]}
+        again.write(TrialRecord.model_validate(record | changes))
+        write_checkpoint(again.trial_dir(trial), config, tiny_base)
+    return run, trial_id(trainings[0])
+
+
+def test_a_finalist_s_training_with_another_seed_is_exported_by_its_name(
+    trained_again: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Its own weights and scores, beside the base model's on the same pictures; it claims nothing more."""
+    run, trial = trained_again
+    dest = export_checkpoint(run, tmp_path / "out", trial=trial, format="lora")
+    mine, exported = (load_file(folder / LORA_FILE) for folder in (run / "confirm" / trial / "checkpoint-4", dest))
+    assert sorted(float(tensor.sum()) for tensor in mine.values()) == sorted(float(t.sum()) for t in exported.values())
+    card = (dest / "README.md").read_text()
+    assert "one of 2 trainings of trial lora_both's settings with other seeds" in card
+    assert "| this model | 0.700" in card
+    assert "| base model | 0.150" in card
+    assert "seed: 1001" in card
+    assert "The sweep's champion is trial lora_both" in card
+
+
+def test_a_finalist_s_damaged_training_is_set_back(trained_again: tuple[Path, str]) -> None:
+    """Only that: it may be exported like any trial's checkpoint."""
+    run, trial = trained_again
+    assert read_results(run).confirmations.is_whole
+    assert list(rewind_damaged(RunFolder(run))) == []
+    file = run / "confirm" / trial / "checkpoint-4" / LORA_FILE
+    file.write_bytes(file.read_bytes()[:-5])
+    (said,) = rewind_damaged(RunFolder(run))
+    assert said.startswith(f"{trial}: the weights of step 4 are damaged")
+    ended = {record.trial: record.is_over for record in RunFolder(run).confirm.trials()}
+    assert len(ended) == 2
+    assert [name for name, is_over in ended.items() if not is_over] == [trial]
+    assert all(record.is_over for record in RunFolder(run).trials())
+    assert not read_results(run).confirmations.is_whole
 
 
 @pytest.mark.parametrize(("trial", "kind"), [("lora_both", kind) for kind in WRITERS] + [("full_both", "diffusers")])
