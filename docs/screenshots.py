@@ -1,6 +1,6 @@
 """The pictures of the docs, taken anew in headless Chromium (Debian's chromium and chromium-driver).
 
-    python docs/screenshots.py RUN                             report.png, watch.png, watch-phone.png of a finished run
+    python docs/screenshots.py RUN                             report.png, watch.png, watch-phone.png, judge.png of a finished run
     python docs/screenshots.py RUN --dashboard http://127.0.0.1:8265   metrics-tab.png and overview.png, while it runs
 
 Write elsewhere with --out. The second asks for nothing: it gives the dashboard the token of this user.
@@ -18,12 +18,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sweeps.judge.server import open_judge
 from sweeps.report.page import write_report
+from sweeps.results.results import read_results
 from sweeps.watch.server import open_page
 from tests.sweeps.browser import PHONE, Browser, chromium, give_token
 
 WIDE = (1240, 1180)
 TAB = (1400, 1000)
+SMALL = (1000, 700)
 
 
 def main() -> None:
@@ -41,7 +44,7 @@ def main() -> None:
 
 
 def pages(browser: Browser, run_dir: Path, out: Path) -> None:
-    """The report as a file, and the live page on a desktop and on a phone, at the slider's first step."""
+    """The report as a file, the live page on a desktop and on a phone, at the slider's first step, and the judge's."""
     browser.open(write_report(run_dir).as_uri(), WIDE)
     drawn(browser)
     save(browser, out / "report.png")
@@ -59,6 +62,12 @@ def pages(browser: Browser, run_dir: Path, out: Path) -> None:
         until_pictures(browser)
         save(browser, out / name)
     server.close()
+    judge = open_judge(read_results(run_dir), port=0)
+    judge.start()
+    browser.open(judge.page_address, SMALL)
+    until_pictures(browser)
+    save(browser, out / "judge.png")
+    judge.close()
 
 
 def dashboard(browser: Browser, address: str, out: Path) -> None:

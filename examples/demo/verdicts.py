@@ -257,6 +257,7 @@ def collect(work: Path, file: Path) -> None:
         ),
         ratios=np.stack([[_ratios(folder, arm, NUM_SEEDS, None) for arm in ARMS] for folder in people]),
         overfit=np.stack([_ratios(folder, "overfit", OVERFIT_SEEDS, OVERFIT_PHOTOS) for folder in people]),
+        others=np.stack([_others(folder) for folder in people]),
     )
 
 
@@ -266,8 +267,18 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _scores(file: Path) -> np.ndarray:
-    """[pictures, 2]: face similarity, a picture without a face counting as a stranger, and prompt alignment."""
-    scored = json.loads(file.read_text())[: len(PROMPTS) * NUM_NOISES]
+    """[pictures, 2]: face similarity and prompt alignment."""
+    return _counted(json.loads(file.read_text())[: len(PROMPTS) * NUM_NOISES])
+
+
+def _others(folder: Path) -> np.ndarray:
+    """[LoRA arms, seeds, prompts, 2]: the twelve prompts with noise apart, then those drawn anew for the seed."""
+    of_seeds = [json.loads((folder / "others" / f"{seed}.json").read_text()) for seed in range(NUM_SEEDS)]
+    return np.stack([[_counted(arms[number]) for arms in of_seeds] for number in range(len(LORA_ARMS))])
+
+
+def _counted(scored: Sequence[tuple[float | None, float]]) -> np.ndarray:
+    """A picture without a face counts as a stranger."""
     stranger = DrawnFaceEncoder.stranger_similarity
     return np.array([[stranger if face is None else face, alignment] for face, alignment in scored], dtype=np.float32)
 
@@ -322,11 +333,15 @@ class Played:
         """Of the second stage."""
         return [(self.search_seed + 1 + number) % NUM_SEEDS for number in range(self.num_seeds)]
 
+    @property
+    def other_seeds(self) -> list[int]:
+        """Those that the sweep has not had."""
+        return [seed for seed in range(NUM_SEEDS) if seed not in (self.search_seed, *self.confirm_seeds)]
+
     @cached_property
     def truth(self) -> np.ndarray:
         """[arms, 2]: mean of the seeds that the sweep has not had, over all pictures."""
-        others = [seed for seed in range(NUM_SEEDS) if seed not in (self.search_seed, *self.confirm_seeds)]
-        truth: np.ndarray = self.arms[:, others].mean(axis=(1, 2))
+        truth: np.ndarray = self.arms[:, self.other_seeds].mean(axis=(1, 2))
         return truth
 
     @cached_property
@@ -441,6 +456,40 @@ def judge(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int) ->
     ]
 
 
+def judge_on_other_prompts(kept: Mapping[str, np.ndarray], num_seeds: int) -> list[tuple[str, str, str]]:
+    """What an interval over prompts is about: the mean of other training seeds on prompts that no sweep has seen.
+
+    Sweeps over the LoRAs alone, their finalists scored as the second stage does, with noise apart for each prompt.
+    """
+    held, differences, wrong = [], [], []
+    loras = {**kept, "scores": kept["scores"][:, : len(LORA_ARMS)], "ratios": kept["ratios"][:, : len(LORA_ARMS)]}
+    for place, play in enumerate(plays(loras, num_seeds, 3)):
+        others = kept["others"][place // NUM_SEEDS][..., FACE]
+        truth = others[:, play.other_seeds, len(PROMPTS) :].mean(axis=(1, 2))
+        trainings = {
+            arm: [
+                {f"{prompt:03d}-0.png": float(others[arm, seed, prompt]) for prompt in range(len(PROMPTS))}
+                for seed in play.confirm_seeds
+            ]
+            for arm in play.finalists
+        }
+        noise = seed_noise([[float(np.mean(list(each.values()))) for each in seeds] for seeds in trainings.values()])
+        again = {arm: Repeated(seeds, noise) for arm, seeds in trainings.items()}
+        held += [_covers(each.interval, float(truth[arm])) for arm, each in again.items()]
+        pairs = list(combinations(play.finalists, 2))
+        for a, b in pairs:
+            one = again[a].minus(again[b])
+            differences.append(_covers(one.interval, float(truth[a] - truth[b])))
+            verdict = again[a].minus(again[b], len(pairs)).verdict
+            if verdict != "tie":
+                wrong.append((truth[a] > truth[b]) != (verdict == "higher"))
+    return [
+        ("95 % interval of a finalist holds the mean of other seeds on other prompts", "93-97 %", _share(held)),
+        ("... of the difference of two finalists", "93-97 %", _share(differences)),
+        ('verdicts "higher" that the other prompts contradict', "<= 3 %", _share(wrong)),
+    ]
+
+
 def regret_by_tie_margin(kept: Mapping[str, np.ndarray], num_seeds: int, num_finalists: int) -> list[tuple[str, str]]:
     """What naming the cheapest of those that tie costs, by how far below the highest it may lie."""
     lines = []
@@ -524,6 +573,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = judge(kept, num_seeds, 3)
             print(f"\npeople {people}; 3 finalists, {num_seeds} seeds\n")
             print(table(("", "goal", "first look", "second stage"), lines))
+            print(table(("LoRAs alone", "goal", "second stage"), judge_on_other_prompts(kept, num_seeds)))
         print(table(("person", "base model", *ARMS), arms_by_person(kept)))
         print(table(("a cheaper one may fall short by", "regret"), regret_by_tie_margin(kept, 3, 3)))
 

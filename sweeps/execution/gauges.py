@@ -41,7 +41,7 @@ class Gauges:
     there is one), `trials` by `status`, `trials_planned` and `sweep_running`.
 
     Args:
-        sweep: its id, from `sweep_id`.
+        sweep: its id, from `sweep_id`; the finalists' trainings with other seeds are a sweep of their own.
     """
 
     def __init__(self, sweep: str) -> None:

@@ -169,7 +169,8 @@ def _run_on_ray(config: SweepConfig, folder: RunFolder, address: str | None, con
             if (stage := due_stage(config, folder)) is not None:
                 _say(console, f"training {len(stage.finalists)} finalists again: {len(stage.trainings)} trainings")
                 around.score_base_for(stage)
-                _run_trials(stage.config, folder.confirm, resources, machines, servers, console, gauges)
+                with Gauges(f"{sweep}-finalists") as of_finalists:  # whose trainings are not the search's trials
+                    _run_trials(stage.config, folder.confirm, resources, machines, servers, console, of_finalists)
                 around.draw_more_for(stage)
             around.examine_finalists()
             around.render_best()

@@ -12,7 +12,10 @@ import pytest
 
 from sweeps.config import SweepConfig
 from sweeps.confirm import FRESH_TRAINING_SEEDS
+from sweeps.execution import run
 from sweeps.execution.confirm_run import confirm_run
+from sweeps.execution.gauges import Gauges
+from sweeps.execution.live import Board
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.results import read_results
@@ -23,17 +26,29 @@ CONFIRM = {"finalists": 2, "seeds": 2, "prompts": ["sks woman in the snow", "sks
 NUM_PROMPTS = 3
 
 
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What Ray's metrics are told of trials planned, by the sweep's id there."""
+    told: dict[str, int] = {}
+
+    class Told(Gauges):
+        def set_sweep(self, board: Board) -> None:
+            told[self._tags["sweep"]] = board.num_planned
+            super().set_sweep(board)
+
+    monkeypatch.setattr(run, "Gauges", Told)
+    return told
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_finalists_are_trained_again_and_more_is_added_to_what_is_there(
-    ray_session: None, tiny_sweep: Callable[..., SweepConfig], tmp_path: Path
+    ray_session: None, tiny_sweep: Callable[..., SweepConfig], planned: dict[str, int], tmp_path: Path
 ) -> None:
     """Two settings with two fresh seeds; then for one of them a third seed and a second picture a prompt."""
-    from sweeps.execution.run import run_sweep
-
     lora = {"rank": {"choices": [1, 2]}, "learning_rate": 1e-3, "max_train_steps": 4, "train_batch_size": 1}
     config = tiny_sweep(methods={"lora": lora}, confirm=CONFIRM, champion={"prompt_alignment_margin": 2})
-    run_dir = run_sweep(config, tmp_path)
+    run_dir = run.run_sweep(config, tmp_path)
     folder = RunFolder(run_dir)
     results = read_results(run_dir)
     assert results.confirmations.is_whole
@@ -43,6 +58,9 @@ def test_finalists_are_trained_again_and_more_is_added_to_what_is_there(
     assert sorted(_settings(record) for record in again) == [
         (rank, FRESH_TRAINING_SEEDS + seed) for rank in (1, 2) for seed in (0, 1)
     ]
+    in_search, of_finalists = sorted(planned, key=len)
+    assert of_finalists == f"{in_search}-finalists"
+    assert (planned[in_search], planned[of_finalists]) == (2, 4), "neither counts the other's"
     assert all(record.checkpoints[0].num_images == NUM_PROMPTS for record in again)
     for row in results.rows:
         if row.is_base or row.finalist:
@@ -52,7 +70,7 @@ def test_finalists_are_trained_again_and_more_is_added_to_what_is_there(
 
     places = [run_dir / name for name in ("trials", "confirm", "dataset")]
     before = [times(place) for place in places]
-    assert run_sweep(config, tmp_path) == run_dir
+    assert run.run_sweep(config, tmp_path) == run_dir
     assert [times(place) for place in places] == before, "the same command again does nothing"
 
     chosen = results.finalists[0].trial
