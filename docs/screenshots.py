@@ -1,7 +1,7 @@
 """The pictures of the docs, taken anew in headless Chromium (Debian's chromium and chromium-driver).
 
-    python docs/screenshots.py RUN                             report.png, watch.png, watch-phone.png, judge.png of a finished run
-    python docs/screenshots.py RUN --dashboard http://127.0.0.1:8265   metrics-tab.png and overview.png, while it runs
+    python docs/screenshots.py RUN             report.png, watch.png, watch-phone.png, judge.png of a finished run
+    python docs/screenshots.py RUN --dashboard http://127.0.0.1:8265     metrics-tab.png and overview.png, while it runs
 
 Write elsewhere with --out. The second asks for nothing: it gives the dashboard the token of this user.
 """

@@ -360,14 +360,18 @@ def flipped_bytes(case: Case, rng: random.Random) -> Struck:
 def flip_newest_weights(case: Case, rng: random.Random) -> tuple[str, str]:
     """Flip bytes of the newest weights of a trial that has not ended; which trial and checkpoint it is."""
     ended = {entry["trial"] for entry in entries(case.log(), "ended")}
-    found = [(file.stat().st_mtime_ns, file, _trial_of(file)) for file in case.run_dir.rglob("*.safetensors")]
-    trained = [(time, file, trial) for time, file, trial in found if trial and file.name != STATE_FILE]
-    _, newest, trial = max(entry for entry in trained if entry[2] not in ended)
+    found = [(file, _trial_of(file), _checkpoint_of(file)) for file in case.run_dir.rglob("*.safetensors")]
+    whole = [  # a kill may have left the part of another behind
+        (file.stat().st_mtime_ns, file, trial, checkpoint)
+        for file, trial, checkpoint in found
+        if trial and checkpoint and trial not in ended and file.name != STATE_FILE
+    ]
+    _, newest, trial, checkpoint = max(whole)
     content = bytearray(newest.read_bytes())
     for place in rng.sample(range(len(content) // 2, len(content)), NUM_FLIPPED):
         content[place] ^= 0xFF
     newest.write_bytes(content)
-    return trial, _checkpoint_of(newest)
+    return trial, checkpoint
 
 
 def _trial_of(file: Path) -> str | None:
@@ -383,8 +387,9 @@ def _trial_of(file: Path) -> str | None:
     return trial_id(TypeAdapter(MethodConfig).validate_python(json.loads(record.read_text())["config"]))
 
 
-def _checkpoint_of(file: Path) -> str:
-    return next(parent.name for parent in file.parents if re.fullmatch(r"checkpoint-\d+", parent.name))
+def _checkpoint_of(file: Path) -> str | None:
+    """The whole checkpoint that it is in."""
+    return next((parent.name for parent in file.parents if re.fullmatch(r"checkpoint-\d+", parent.name)), None)
 
 
 @fault("truncated-record", "record of a finished trial cut short")
