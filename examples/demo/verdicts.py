@@ -461,7 +461,7 @@ def judge_on_other_prompts(kept: Mapping[str, np.ndarray], num_seeds: int) -> li
 
     Sweeps over the LoRAs alone, their finalists scored as the second stage does, with noise apart for each prompt.
     """
-    held, differences, wrong = [], [], []
+    run, held, differences, wrong = [], [], [], []
     loras = {**kept, "scores": kept["scores"][:, : len(LORA_ARMS)], "ratios": kept["ratios"][:, : len(LORA_ARMS)]}
     for place, play in enumerate(plays(loras, num_seeds, 3)):
         others = kept["others"][place // NUM_SEEDS][..., FACE]
@@ -475,17 +475,25 @@ def judge_on_other_prompts(kept: Mapping[str, np.ndarray], num_seeds: int) -> li
         }
         noise = seed_noise([[float(np.mean(list(each.values()))) for each in seeds] for seeds in trainings.values()])
         again = {arm: Repeated(seeds, noise) for arm, seeds in trainings.items()}
+        for arm in play.finalists:
+            drawn = others[arm, play.search_seed, len(PROMPTS) : 2 * len(PROMPTS)]
+            one = {f"{prompt:03d}-0.png": float(score) for prompt, score in enumerate(drawn)}
+            run.append(_covers(interval_over_pictures(one, noise), float(truth[arm])))
         held += [_covers(each.interval, float(truth[arm])) for arm, each in again.items()]
         pairs = list(combinations(play.finalists, 2))
         for a, b in pairs:
-            one = again[a].minus(again[b])
-            differences.append(_covers(one.interval, float(truth[a] - truth[b])))
+            differences.append(_covers(again[a].minus(again[b]).interval, float(truth[a] - truth[b])))
             verdict = again[a].minus(again[b], len(pairs)).verdict
             if verdict != "tie":
                 wrong.append((truth[a] > truth[b]) != (verdict == "higher"))
     return [
-        ("95 % interval of a finalist holds the mean of other seeds on other prompts", "93-97 %", _share(held)),
-        ("... of the difference of two finalists", "93-97 %", _share(differences)),
+        (
+            "95 % interval of a run on twelve prompts drawn at random holds the mean of other seeds on other prompts",
+            "93-97 %",
+            _share(run),
+        ),
+        ("... of the difference of two finalists' trainings, on the twelve prompts", "93-97 %", _share(differences)),
+        ("... of a finalist's trainings, on the twelve prompts", "93-97 %", _share(held)),
         ('verdicts "higher" that the other prompts contradict', "<= 3 %", _share(wrong)),
     ]
 
