@@ -101,7 +101,7 @@ class NearestPhoto(_Record):
     file: str
     photo: str
     distance: FiniteFloat = Field(ge=0)
-    """Root mean square of the pixels' differences, in [0, 1]."""
+    """Root mean square of the differences of both as coarse pictures of equal brightness and contrast."""
     ratio: FiniteFloat = Field(ge=0)
     """The same by the distance to the nearest unseen photo: well below 1 is a copy."""
 

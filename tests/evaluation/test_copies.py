@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,10 +30,18 @@ def saved_again(image: Image.Image) -> Image.Image:
     return Image.open(buffer)
 
 
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "saved again": saved_again,
+    "mirrored": lambda image: saved_again(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "in other light": lambda image: saved_again(image.point(lambda level: 0.6 * level + 10)),
+}
+
+
+@pytest.mark.parametrize("change", COPIES)
 @pytest.mark.parametrize("unseen", [UNSEEN, []], ids=["by unseen photos", "by the photos themselves"])
-def test_a_copy_is_found_and_names_its_photo(unseen: list[Image.Image]) -> None:
-    """Softer, smaller and saved again; one among many is enough."""
-    check = check_copies([*NEW, ("copy.png", saved_again(PHOTOS[7][1]))], PHOTOS, unseen)
+def test_a_copy_is_found_and_names_its_photo(unseen: list[Image.Image], change: str) -> None:
+    """Softer, smaller and saved again, mirrored too, as `random_flip` trains, or darker; one among many is enough."""
+    check = check_copies([*NEW, ("copy.png", COPIES[change](PHOTOS[7][1]))], PHOTOS, unseen)
     assert check.num_copies == 1
     assert check.is_copying
     copy = min(check.nearest, key=lambda each: each.ratio)
@@ -52,6 +61,15 @@ def test_a_copy_of_an_unseen_photo_is_none() -> None:
     check = check_copies([("x.png", saved_again(UNSEEN[0]))], PHOTOS, UNSEEN)
     assert not check.is_copying
     assert check.nearest[0].ratio > 1
+
+
+def test_an_empty_picture_is_no_copy() -> None:
+    """What a diverged model draws, grain and all: its grain is not made as loud as a photo."""
+    grain = np.random.default_rng(0).integers(126, 130, (96, 96, 3), dtype=np.uint8)
+    check = check_copies(
+        [("flat.png", Image.new("RGB", (96, 96))), ("grain.png", Image.fromarray(grain))], PHOTOS, UNSEEN
+    )
+    assert all(0.9 < each.ratio < 1.1 for each in check.nearest)
 
 
 def test_nothing_to_compare_is_a_mistake() -> None:
