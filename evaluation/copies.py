@@ -17,8 +17,6 @@ from evaluation.scores import CopyCheck, NearestPhoto
 
 SIDE = 32
 """Pixels to which pictures are reduced: where things are and in what colours, not grain."""
-LEAST_CONTRAST = 0.05
-"""By which a picture's values are divided at least: an empty one is not blown up to noise."""
 COPY = 0.3
 """A picture is a copy of a trained photo below this part of its distance to the nearest unseen one. On the demo's world
 trainings overfit on purpose have a picture below 0.25 among six, LoRAs none below 0.5; new photos of real people have
@@ -97,7 +95,9 @@ def _layouts(images: Sequence[Image.Image]) -> Float[np.ndarray, "n s s 3"]:
     """Coarse copies that are the same under any light."""
     small = _thumbnails(images)
     centred = small - small.mean(axis=(1, 2), keepdims=True)
-    layouts: np.ndarray = centred / np.maximum(centred.std(axis=(1, 2, 3), keepdims=True), LEAST_CONTRAST)
+    layouts: np.ndarray = centred / np.maximum(
+        centred.std(axis=(1, 2, 3), keepdims=True), 1e-6
+    )  # an empty one has none
     return layouts
 
 

@@ -33,7 +33,7 @@ def saved_again(image: Image.Image) -> Image.Image:
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "saved again": saved_again,
     "mirrored": lambda image: saved_again(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-    "in other light": lambda image: saved_again(image.point(lambda level: 0.6 * level + 10)),
+    "in other light": lambda image: saved_again(image.point(lambda level: 0.5 * level + 60)),
 }
 
 
@@ -64,12 +64,9 @@ def test_a_copy_of_an_unseen_photo_is_none() -> None:
 
 
 def test_an_empty_picture_is_no_copy() -> None:
-    """What a diverged model draws, grain and all: its grain is not made as loud as a photo."""
-    grain = np.random.default_rng(0).integers(126, 130, (96, 96, 3), dtype=np.uint8)
-    check = check_copies(
-        [("flat.png", Image.new("RGB", (96, 96))), ("grain.png", Image.fromarray(grain))], PHOTOS, UNSEEN
-    )
-    assert all(0.9 < each.ratio < 1.1 for each in check.nearest)
+    """What a diverged model draws has no contrast to be made equal."""
+    (flat,) = check_copies([("flat.png", Image.new("RGB", (96, 96)))], PHOTOS, UNSEEN).nearest
+    assert 0.9 < flat.ratio < 1.1
 
 
 def test_nothing_to_compare_is_a_mistake() -> None:
