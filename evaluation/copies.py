@@ -95,9 +95,8 @@ def _layouts(images: Sequence[Image.Image]) -> Float[np.ndarray, "n s s 3"]:
     """Coarse copies that are the same under any light."""
     small = _thumbnails(images)
     centred = small - small.mean(axis=(1, 2), keepdims=True)
-    layouts: np.ndarray = centred / np.maximum(
-        centred.std(axis=(1, 2, 3), keepdims=True), 1e-6
-    )  # an empty one has none
+    contrast = centred.std(axis=(1, 2, 3), keepdims=True)
+    layouts: np.ndarray = centred / np.maximum(contrast, 1e-6)  # an empty picture has none
     return layouts
 
 
