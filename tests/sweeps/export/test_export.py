@@ -324,7 +324,8 @@ def test_a_finalist_s_training_with_another_seed_is_exported_by_its_name(
     run, trial = trained_again
     dest = export_checkpoint(run, tmp_path / "out", trial=trial, format="lora")
     mine, exported = (load_file(folder / LORA_FILE) for folder in (run / "confirm" / trial / "checkpoint-4", dest))
-    assert sorted(float(tensor.sum()) for tensor in mine.values()) == sorted(float(t.sum()) for t in exported.values())
+    bytes_of = [sorted(tensor.numpy().tobytes() for tensor in file.values()) for file in (mine, exported)]
+    assert bytes_of[0] == bytes_of[1], "under other names, as transformers 4 reads them too"
     card = (dest / "README.md").read_text()
     assert "one of 2 trainings of trial lora_both's settings with other seeds" in card
     assert "| this model | 0.700" in card
