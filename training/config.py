@@ -15,6 +15,10 @@ from training.canonical import added_in
 from training.paths import ConfigPath
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
+Optimizer = Literal["adamw", "prodigy", "adafactor"]
+Adapter = Literal["lora", "loha", "lokr"]
+TargetModules = Literal["attention", "attention+ff", "all"]
+PriorFrom = Literal["class_images", "base_model"]
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 HORIZON_FREE_SCHEDULES: frozenset[str] = frozenset({"constant", "constant_with_warmup"})
@@ -46,6 +50,9 @@ class SubjectConfig(_Section):
     """What a photo of the person is called, with the rare token: "a photo of sks woman"."""
     class_prompt: str | None = None
     """The same without the rare token: "a photo of a woman". Needed for prior preservation."""
+    class_images: ConfigPath | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
+    """Folder of one's own pictures of the class, for prior preservation; what it lacks of `num_class_images` is drawn
+    by the base model."""
     rare_token: str | None = None
     """The word(s) of `instance_prompt` that name the person. Default: those that `class_prompt` does not have, where it
     is certain which they are; without a class prompt a known placeholder such as `sks`."""
@@ -101,6 +108,26 @@ class TrainConfig(_Section):
     """The UNet's convolutions with the channels innermost in memory while they train; files are as ever."""
     compile: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
     """The UNet as `torch.compile` makes it: minutes before the first step, then faster ones."""
+    noise_offset: float = Field(default=0.0, ge=0, le=1, json_schema_extra=added_in("0.2.0"))
+    """Standard deviation of what is added to all of a latent channel's noise, so that very dark and very bright pictures
+    are learnt; 0.1 where it is used."""
+    caption_dropout_rate: float = Field(default=0.0, ge=0, le=1, json_schema_extra=added_in("0.2.0"))
+    """Probability that a photo is shown without its words."""
+    shuffle_caption: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """Put the parts of a caption between commas into another order each time it is shown."""
+    keep_tokens: int = Field(default=0, ge=0, json_schema_extra=added_in("0.2.0"))
+    """Parts at a caption's beginning that `shuffle_caption` leaves where they are."""
+    face_loss_weight: float = Field(default=1.0, gt=0, le=100, json_schema_extra=added_in("0.2.0"))
+    """How much more the loss within the face's box counts than around it; a photo as a whole counts as ever."""
+    stop_text_encoder_training: int | None = Field(default=None, ge=1, json_schema_extra=added_in("0.2.0"))
+    """The last step in which the text encoder trains. Default: it trains to the end."""
+    optimizer: Optimizer = Field(default="adamw", json_schema_extra=added_in("0.2.0"))
+    """`prodigy` finds the rate by itself, times `learning_rate`, which is then 1; `adafactor` keeps less in memory."""
+    prior_from: PriorFrom = Field(default="class_images", json_schema_extra=added_in("0.2.0"))
+    """What prior preservation holds on to: pictures of the class, or, without any, what the untouched base model says of
+    the photos under the class prompt."""
+    allow_tf32: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """Matrix products in float32 may be rounded to 10 bits on GPUs that have TF32."""
 
     @model_validator(mode="after")
     def _one_optimizer_takes_the_step(self) -> Self:
@@ -132,7 +159,17 @@ class LoraConfig(TrainConfig):
     rank: int = Field(default=4, ge=1)
     lora_alpha: float | None = Field(default=None, gt=0)
     """Scale of the update is `lora_alpha / rank`; default: the rank, as in diffusers."""
+    lora_alpha_ratio: float | None = Field(default=None, gt=0, json_schema_extra=added_in("0.2.0"))
+    """`lora_alpha` as a multiple of the rank, so that a search over ranks keeps the scale of the update."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: TargetModules = Field(default="attention", json_schema_extra=added_in("0.2.0"))
+    """Layers of the UNet that have adapters: attention's; its feed-forward layers too; or all, convolutions too."""
+    use_rslora: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """The update's scale is `lora_alpha / sqrt(rank)`: Kalajdzievski 2023, section 3."""
+    use_dora: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
+    """Adapt direction and magnitude apart: Liu et al. 2024, equation 5."""
+    adapter: Adapter = Field(default="lora", json_schema_extra=added_in("0.2.0"))
+    """`loha` and `lokr` are products of Hadamard and Kronecker: Yeh et al. 2023, sections 3.2 and 3.3."""
 
 
 class DreamBoothConfig(TrainConfig):
