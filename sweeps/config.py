@@ -261,6 +261,7 @@ class SweepConfig(_Section):
     @model_validator(mode="after")
     def _laws_between_sections(self) -> SweepConfig:
         self._check_prior_preservation()
+        self._check_face_loss_weight()
         self._check_at_steps()
         self._check_batches()
         if self.search.sampler == "grid":
@@ -272,6 +273,16 @@ class SweepConfig(_Section):
             if self.subject.class_prompt is None and True in corners_of(space.get("with_prior_preservation", False)):
                 place = f"methods.{method}.with_prior_preservation"
                 raise MisplacedError(place, "needs subject.class_prompt, which is not given")
+
+    def _check_face_loss_weight(self) -> None:
+        for method, space in self.methods.items():
+            weights = corners_of(space.get("face_loss_weight", 1.0))
+            if self.subject.crop != "face" and any(weight != 1 for weight in weights):
+                raise MisplacedError(
+                    f"methods.{method}.face_loss_weight",
+                    "needs subject.crop: face, by which faces are looked for; else it must be 1, "
+                    f"got {shorten(list(weights))}",
+                )
 
     def _check_at_steps(self) -> None:
         at_steps = self.evaluation.at_steps
@@ -321,10 +332,11 @@ def _brief(value: Range | Choices) -> str:
 
 
 def class_images_needed(config: SweepConfig) -> int:
-    """The most class images that any trial asks for; 0 without prior preservation."""
+    """The most class images that any trial asks for; 0 where none holds on to such pictures."""
     return max(
         int(largest(space, method, "num_class_images"))
         if True in corners_of(space.get("with_prior_preservation", False))
+        and "class_images" in corners_of(space.get("prior_from", "class_images"))
         else 0
         for method, space in config.methods.items()
     )
@@ -339,6 +351,15 @@ def rare_token(subject: SubjectConfig) -> str:
     if subject.rare_token is not None:
         return subject.rare_token
     return guess_rare_token(subject.instance_prompt, subject.class_prompt)
+
+
+def named_subject(subject: SubjectConfig) -> SubjectConfig:
+    """The subject with the rare token that it has, given or guessed.
+
+    Raises:
+        UserError: as `rare_token`.
+    """
+    return subject.model_copy(update={"rare_token": rare_token(subject)})
 
 
 def trigger_words(subject: SubjectConfig) -> str:

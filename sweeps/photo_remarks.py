@@ -9,17 +9,34 @@ from pathlib import Path
 
 from evaluation.face import FaceEncoder, face_boxes
 from evaluation.references import embed_references
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, class_images_needed
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.results import reference_photos
 from training.photos import crop_remarks, remarks_on_crops
 from training.pictures import find_photos, look_into, read_picture
+from training.preparation import class_photos
 
 
 def remarks_on_folders(photos: Path, references: Path | None) -> list[str]:
     """Files and subfolders of the photos' folders that are passed over, and pictures of several frames."""
     folders = [photos] if references is None else [photos, references]
     return list(dict.fromkeys(remark for folder in folders for remark in look_into(folder, kohya=True).remarks()))
+
+
+def remarks_on_class_images(config: SweepConfig) -> list[str]:
+    """Whether one's own pictures of the class are used, and all of them.
+
+    Raises:
+        UserError: there are none, or some that cannot be read.
+    """
+    num_own, num_used = len(class_photos(config.subject)), class_images_needed(config)
+    if num_own and not num_used:
+        return [
+            "subject.class_images are not used: no method has with_prior_preservation with prior_from: class_images"
+        ]
+    if num_own > num_used:
+        return [f"of {num_own} subject.class_images the first {num_used} are used (num_class_images)"]
+    return []
 
 
 def remarks_on_faces(folder: RunFolder) -> list[str]:

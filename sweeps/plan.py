@@ -22,27 +22,33 @@ from sweeps.config import SweepConfig, class_images_needed
 from sweeps.confirm import confirm_evaluation, confirm_of
 from sweeps.held_out import held_out_photos
 from sweeps.ledger.folder import RunFolder
+from sweeps.photo_remarks import remarks_on_class_images
 from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.results.leaderboard import rows_of
 from sweeps.results.power import TYPICAL, Design, Noise, noise_of_base, smallest_visible
 from sweeps.space import scoring_points
 from sweeps.wording import bytes_text
-from training.base_model import check_base_model, look_at
-from training.config import DreamBoothConfig, LoraConfig, MethodConfig
+from training.architecture import text_encoder_shapes, unet_shapes
+from training.base_model import STABLE_DIFFUSION_15 as CONFIGS_OF_STABLE_DIFFUSION_15
+from training.base_model import Configs, check_base_model, look_at
+from training.config import DreamBoothConfig, LoraConfig, MethodConfig, Optimizer, TargetModules
 from training.errors import UserError
 from training.photos import check_photos
 from training.pictures import find_photos
+from training.preparation import class_photos
+from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS, numbers_per_rank
 from training.weights import count
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG of a photograph."""
-ADAM_STATE_FACTOR = 2
-"""AdamW keeps two numbers a trained one."""
+STATE_FACTORS: Mapping[Optimizer, int] = {"adamw": 2, "prodigy": 4, "adafactor": 0}
+"""Numbers that an optimizer keeps for each trained one. Adafactor's rows and columns are next to none."""
 MANY_AT_ONCE = 8
 """Trials at one time on a cluster of unknown size: a guess."""
 STATES_OF_A_TRIAL = 2
 """The newest checkpoint's, and the one before it until the newest has been scored."""
 FLOAT_BYTES = 4
+HALF_BYTES = 2
 ADAM_8BIT_BYTES = 1
 """Of each number of 8-bit AdamW's state; the factors of its blocks are a hundredth of that and not counted."""
 CHECKPOINT_OVERHEAD_BYTES = 100_000
@@ -54,14 +60,28 @@ class BaseSizes:
 
     unet: int
     text_encoder: int
-    unet_per_rank: int
-    """Numbers that one LoRA rank adds on the UNet's attention."""
-    text_encoder_per_rank: int
+    unet_per_rank: Mapping[TargetModules, int]
+    """Numbers that one LoRA rank adds to the UNet's layers."""
+    text_encoder_per_rank: Mapping[TargetModules, int]
     native_size: int
     """Side of its pictures in pixels."""
 
 
-STABLE_DIFFUSION_15 = BaseSizes(859_520_964, 123_060_480, 199_296, 73_728, 512)
+def sizes_of(configs: Configs) -> BaseSizes:
+    """Of a base model with these configs."""
+    unet, text_encoder = unet_shapes(configs.unet), text_encoder_shapes(configs.text_encoder)
+    return BaseSizes(
+        unet=count(unet.values()),
+        text_encoder=count(text_encoder.values()),
+        unet_per_rank={name: numbers_per_rank(unet, targets) for name, targets in UNET_TARGETS.items()},
+        text_encoder_per_rank={
+            name: numbers_per_rank(text_encoder, targets) for name, targets in TEXT_ENCODER_TARGETS.items()
+        },
+        native_size=configs.unet.sample_size * 2 ** (len(configs.vae.block_out_channels) - 1),
+    )
+
+
+STABLE_DIFFUSION_15 = sizes_of(CONFIGS_OF_STABLE_DIFFUSION_15)
 
 
 @dataclass(frozen=True)
@@ -189,7 +209,7 @@ class Plan:
             return []
         return [
             f"memory    a dreambooth trial on a GPU: {bytes_text(self.dreambooth_bytes)} for weights, gradients and "
-            "AdamW, activations not counted; where 4 fit: resources.gpus_per_trial: {dreambooth: 0.25}"
+            "the optimizer, activations not counted; where 4 fit: resources.gpus_per_trial: {dreambooth: 0.25}"
         ]
 
 
@@ -214,7 +234,13 @@ def check_sweep(config: SweepConfig) -> Plan:
     if config.render is not None:
         check_render(config.render, weights_present=False)
     num_held_out = len(held_out_photos(config))
-    return replace(plan_of(config), num_held_out=num_held_out, warnings=check_prompts(config))
+    plan = plan_of(config)
+    return replace(
+        plan,
+        num_class_images=max(0, plan.num_class_images - len(class_photos(config.subject))),
+        num_held_out=num_held_out,
+        warnings=(*check_prompts(config), *remarks_on_class_images(config)),
+    )
 
 
 def _check_references(folder: Path | None) -> None:
@@ -257,7 +283,7 @@ def plan_of(config: SweepConfig) -> Plan:
     else:
         num_images_in_all = num_images
     at_once = config.search.max_concurrent_trials or MANY_AT_ONCE
-    states = sorted(ADAM_STATE_FACTOR * checkpoint_bytes(trial, sizes) for trial in trials)[-at_once:]
+    states = sorted(STATE_FACTORS[trial.optimizer] * checkpoint_bytes(trial, sizes) for trial in trials)[-at_once:]
     return Plan(
         config=config,
         trials=trials,
@@ -306,8 +332,10 @@ def _drawn_at_random(config: SweepConfig) -> SweepConfig:
 def checkpoint_bytes(trial: MethodConfig, sizes: BaseSizes) -> int:
     """Size of one checkpoint's weights in float32."""
     if isinstance(trial, LoraConfig):
-        per_rank = sizes.unet_per_rank + (sizes.text_encoder_per_rank if trial.train_text_encoder else 0)
-        numbers = trial.rank * per_rank
+        per_rank = sizes.unet_per_rank[trial.target_modules]
+        if trial.train_text_encoder:
+            per_rank += sizes.text_encoder_per_rank[trial.target_modules]
+        numbers = trial.rank * per_rank * (2 if trial.adapter == "loha" else 1)  # a LoKr's are fewer
     else:
         numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
     return FLOAT_BYTES * numbers + CHECKPOINT_OVERHEAD_BYTES
@@ -321,14 +349,16 @@ def _dreambooth_bytes(config: SweepConfig, trials: Iterable[MethodConfig], sizes
 
 
 def training_bytes(trial: DreamBoothConfig, sizes: BaseSizes) -> int:
-    """Weights, gradients and AdamW's state, in float32 whatever the precision of the passes.
+    """Weights, gradients and the optimizer's state, in float32 whatever the precision of the passes.
 
-    What stays frozen is not on the GPU while such a trial trains: it works on stored latents, and prompts are encoded
-    on the CPU.
+    What stays frozen is not on the GPU while such a trial trains, for it works on stored latents, and prompts are
+    encoded on the CPU; but for the UNet that says what the base model would have answered (`prior_from`).
     """
     numbers = sizes.unet + (sizes.text_encoder if trial.train_text_encoder else 0)
-    state_bytes = ADAM_STATE_FACTOR * (ADAM_8BIT_BYTES if trial.use_8bit_adam else FLOAT_BYTES)
-    return numbers * (FLOAT_BYTES + FLOAT_BYTES + state_bytes)
+    state_bytes = STATE_FACTORS[trial.optimizer] * (ADAM_8BIT_BYTES if trial.use_8bit_adam else FLOAT_BYTES)
+    asks_base = trial.with_prior_preservation and trial.prior_from == "base_model"
+    frozen_bytes = sizes.unet * (FLOAT_BYTES if trial.mixed_precision == "no" else HALF_BYTES) if asks_base else 0
+    return numbers * (FLOAT_BYTES + FLOAT_BYTES + state_bytes) + frozen_bytes
 
 
 def base_sizes(base_model: str) -> BaseSizes:
@@ -340,20 +370,7 @@ def base_sizes(base_model: str) -> BaseSizes:
     look = look_at(base_model) if Path(base_model).exists() else None
     if look is None:
         return STABLE_DIFFUSION_15
-    unet, text_encoder, configs = look.unet.shapes, look.text_encoder.shapes, look.configs
-    return BaseSizes(
-        unet=count(unet.values()),
-        text_encoder=count(text_encoder.values()),
-        unet_per_rank=_per_rank(unet, ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")),
-        text_encoder_per_rank=_per_rank(
-            text_encoder, ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
-        ),
-        native_size=configs.unet.sample_size * 2 ** (len(configs.vae.block_out_channels) - 1),
-    )
-
-
-def _per_rank(shapes: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:
-    return sum(sum(shape[:2]) for name, shape in shapes.items() if name.endswith(endings))
+    return sizes_of(look.configs)
 
 
 def check_disk(plan: Plan, folder: RunFolder) -> None:

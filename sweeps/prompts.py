@@ -14,11 +14,11 @@ import yaml
 
 from evaluation.clip_text import num_clip_tokens, reader_of_clip
 from evaluation.rare_token import has_rare_token, without_rare_token
-from sweeps.config import SweepConfig, rare_token
+from sweeps.config import SweepConfig, named_subject, rare_token
 from sweeps.confirm import confirm_of, held_back_prompts
+from training.captions import caption_files, caption_of, stray_captions
 from training.config import SubjectConfig
 from training.errors import UserError
-from training.photos import caption_files, read_caption, stray_captions
 from training.pictures import find_photos
 from training.reading import TextReader
 from training.tokenizer import reader_of_base_model
@@ -220,14 +220,15 @@ def _clip_texts(config: SweepConfig) -> Iterator[Text]:
 
 
 def _captions(subject: SubjectConfig) -> list[tuple[Path, str]]:
-    photos = find_photos(subject.photos)
-    return [(photo.relative_to(subject.photos), caption) for photo in photos if (caption := read_caption(photo))]
+    photos, named = find_photos(subject.photos), named_subject(subject)
+    return [(photo.relative_to(subject.photos), caption) for photo in photos if (caption := caption_of(photo, named))]
 
 
 def _caption_warnings(subject: SubjectConfig, token: str) -> Iterator[str]:
     photos = find_photos(subject.photos)
-    unnamed = [photo for photo in photos if (caption := read_caption(photo)) and not has_rare_token(caption, token)]
-    empty = [file for photo in photos if not read_caption(photo) for file in caption_files(photo)]
+    captions = {photo: caption_of(photo, subject.model_copy(update={"rare_token": token})) for photo in photos}
+    unnamed = [photo for photo, caption in captions.items() if caption and not has_rare_token(caption, token)]
+    empty = [file for photo, caption in captions.items() if not caption for file in caption_files(photo)]
     stray = stray_captions(photos)
     for what, files in (
         (f"without the rare token {token!r}, which teach nothing about it, are those of", unnamed),

@@ -53,9 +53,8 @@ class AdapterBank:
         for number, (row, lora) in enumerate(zip(bank, loras, strict=True)):
             row.copy_(self.row_of(number, lora))
 
-    def add_layers(self, alphas: Sequence[float | None], dropout: PackedDropout) -> None:
-        """Put a layer in the place of each of the module's that has adapters; None as alpha is the rank."""
-        scales = [1.0 if alpha is None else alpha / rank for alpha, rank in zip(alphas, self._ranks, strict=True)]
+    def add_layers(self, scales: Sequence[float], dropout: PackedDropout) -> None:
+        """Put a layer in the place of each of the module's that has adapters, their products times `scales`."""
         for name in self._names:
             if name.endswith(A):
                 path = name.removesuffix(f".{A}")
@@ -102,7 +101,7 @@ class PackedLoraLinear(nn.Module):
         base_layer: the frozen layer.
         lora_a: [K, in, R], leaf tensor.
         lora_b: [K, R, out], leaf tensor.
-        scales: alpha / rank of each.
+        scales: of each adapter's product, alpha / rank as a rule.
         dropout: of the adapters' inputs.
     """
 

@@ -30,8 +30,9 @@ def make_class_images(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     share: Share = ALONE,
+    first: int = 0,
 ) -> list[Path]:
-    """Files of the first `num_images` class pictures, after drawing those that are missing.
+    """Files of the class pictures number `first` to `num_images` (not counted), after drawing those that are missing.
 
     Picture i starts from the noise of seed i, so which call drew it makes no difference. Pictures of another prompt
     or base model are thrown away.
@@ -44,13 +45,14 @@ def make_class_images(
         device: where to compute.
         progress: called with (there, wanted) pictures.
         share: of the batches, where several processes draw; `keep_only_pictures_of` comes before all of them.
+        first: how many there are already that nobody draws.
 
     Raises:
         NonFinitePictureError: a picture has overflowed; what was drawn before it is kept.
     """
     keep_only_pictures_of(folder, base_model, class_prompt)
-    files = _files(folder, num_images)
-    missing = [number for number, file in enumerate(files) if _is_in(share, number) and not _is_whole(file)]
+    files = _files(folder, first, num_images)
+    missing = [number for number, file in files.items() if _is_in(share, number) and not _is_whole(file)]
     if missing:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         pipeline = base_pipeline(base_model, device, dtype, share_frozen=True)
@@ -69,7 +71,7 @@ def make_class_images(
                     image.save(part, format="png")
             if progress:
                 progress(num_images - len(missing) + start + len(numbers), num_images)
-    return files
+    return list(files.values())
 
 
 def _is_in(share: Share, number: int) -> bool:
@@ -77,13 +79,14 @@ def _is_in(share: Share, number: int) -> bool:
     return number // BATCH_SIZE % share.world_size == share.rank
 
 
-def num_missing(folder: Path, num_images: int, share: Share = ALONE) -> int:
-    """How many of the first `num_images` class pictures `make_class_images` would draw, damaged ones not counted."""
-    return sum(_is_in(share, number) and not file.is_file() for number, file in enumerate(_files(folder, num_images)))
+def num_missing(folder: Path, num_images: int, share: Share = ALONE, first: int = 0) -> int:
+    """How many class pictures `make_class_images` would draw, damaged ones not counted."""
+    files = _files(folder, first, num_images)
+    return sum(_is_in(share, number) and not file.is_file() for number, file in files.items())
 
 
-def _files(folder: Path, num_images: int) -> list[Path]:
-    return [folder / f"{number:05d}.png" for number in range(num_images)]
+def _files(folder: Path, first: int, num_images: int) -> dict[int, Path]:
+    return {number: folder / f"{number:05d}.png" for number in range(first, num_images)}
 
 
 def _is_whole(file: Path) -> bool:

@@ -25,6 +25,8 @@ HORIZON_FREE_SCHEDULES: frozenset[str] = frozenset({"constant", "constant_with_w
 """Schedules whose value at a step does not depend on `max_train_steps`: only there is a checkpoint at step s of a
 longer run equal to the end of a run of s steps."""
 
+_LEAST_PRODIGY_RATE = 0.1
+"""Below which diffusers' advanced scripts warn that nothing will be learnt."""
 _POLYNOMIAL_END = 1e-7
 """Where diffusers' polynomial schedule ends."""
 
@@ -74,6 +76,8 @@ class TrainConfig(_Section):
         {
             *("lr_scheduler", "learning_rate", "lr_warmup_steps", "max_train_steps"),
             *("use_8bit_adam", "fused_adam", "channels_last"),
+            *("optimizer", "text_encoder_learning_rate", "lora_alpha", "lora_alpha_ratio"),
+            *("adapter", "lora_dropout", "use_rslora", "use_dora"),
         }
     )
     """Fields that a law between fields looks at; each law that holds at their extremes holds between them."""
@@ -109,8 +113,8 @@ class TrainConfig(_Section):
     compile: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
     """The UNet as `torch.compile` makes it: minutes before the first step, then faster ones."""
     noise_offset: float = Field(default=0.0, ge=0, le=1, json_schema_extra=added_in("0.2.0"))
-    """Standard deviation of what is added to all of a latent channel's noise, so that very dark and very bright pictures
-    are learnt; 0.1 where it is used."""
+    """Standard deviation of what is added to all of a latent channel's noise, so that very dark and very bright
+    pictures are learnt; 0.1 where it is used."""
     caption_dropout_rate: float = Field(default=0.0, ge=0, le=1, json_schema_extra=added_in("0.2.0"))
     """Probability that a photo is shown without its words."""
     shuffle_caption: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
@@ -124,8 +128,8 @@ class TrainConfig(_Section):
     optimizer: Optimizer = Field(default="adamw", json_schema_extra=added_in("0.2.0"))
     """`prodigy` finds the rate by itself, times `learning_rate`, which is then 1; `adafactor` keeps less in memory."""
     prior_from: PriorFrom = Field(default="class_images", json_schema_extra=added_in("0.2.0"))
-    """What prior preservation holds on to: pictures of the class, or, without any, what the untouched base model says of
-    the photos under the class prompt."""
+    """What prior preservation holds on to: pictures of the class, or, without any, what the untouched base model says
+    of the photos under the class prompt."""
     allow_tf32: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
     """Matrix products in float32 may be rounded to 10 bits on GPUs that have TF32."""
 
@@ -133,6 +137,26 @@ class TrainConfig(_Section):
     def _one_optimizer_takes_the_step(self) -> Self:
         if self.fused_adam and self.use_8bit_adam:
             raise ValueError("fused_adam: 8-bit AdamW has kernels of its own, so use_8bit_adam must be false, got true")
+        return self
+
+    @model_validator(mode="after")
+    def _an_optimizer_has_its_own_settings(self) -> Self:
+        if self.optimizer == "adamw":
+            return self
+        for name in ("use_8bit_adam", "fused_adam"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: is AdamW's, so optimizer must be adamw, got {self.optimizer}")
+        if self.optimizer == "prodigy":
+            if self.text_encoder_learning_rate not in (None, self.learning_rate):
+                raise ValueError(
+                    "text_encoder_learning_rate: prodigy finds one rate for all that trains, so it must not be given, "
+                    f"got {self.text_encoder_learning_rate:g}"
+                )
+            if self.learning_rate < _LEAST_PRODIGY_RATE:
+                raise ValueError(
+                    f"learning_rate: prodigy multiplies the rate that it finds by it, so it must be "
+                    f"{_LEAST_PRODIGY_RATE} or more (1 as a rule), got {self.learning_rate:g}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -171,6 +195,37 @@ class LoraConfig(TrainConfig):
     adapter: Adapter = Field(default="lora", json_schema_extra=added_in("0.2.0"))
     """`loha` and `lokr` are products of Hadamard and Kronecker: Yeh et al. 2023, sections 3.2 and 3.3."""
 
+    @model_validator(mode="after")
+    def _one_alpha(self) -> Self:
+        if self.lora_alpha is not None and self.lora_alpha_ratio is not None:
+            raise ValueError(
+                f"lora_alpha_ratio: is another way to say lora_alpha, so one of both must be left out, "
+                f"got {self.lora_alpha:g} and {self.lora_alpha_ratio:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _other_adapters_are_as_they_are(self) -> Self:
+        if self.adapter != "lora":
+            for name in ("lora_dropout", "use_rslora", "use_dora"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}: is a LoRA's, so adapter must be lora, got {self.adapter} with {getattr(self, name)}"
+                    )
+        return self
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha`, however it is given: the rank by default."""
+        if self.lora_alpha_ratio is not None:
+            return self.lora_alpha_ratio * self.rank
+        return self.rank if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
 
 class DreamBoothConfig(TrainConfig):
     """All weights of the UNet and, by `train_text_encoder`, of the text encoder."""
@@ -205,6 +260,7 @@ PACKS_AGREE_ON = (
     "train_text_encoder",
     "with_prior_preservation",
     "channels_last",
+    "allow_tf32",
 )
 """What LoRA trainings of one pack have in common: the rows that each has of a pass, its precision, what trains, and how
 the base model lies in memory."""
@@ -213,10 +269,20 @@ the base model lies in memory."""
 def is_packable(config: MethodConfig) -> bool:
     """May a training share its passes with others?
 
-    8-bit AdamW's blocks of weights would be other ones in a pack. A pass would be compiled anew whenever a training
-    comes or goes.
+    8-bit AdamW's blocks of weights would be other ones in a pack, and of what Prodigy and Adafactor take the norm. A
+    pass would be compiled anew whenever a training comes or goes. A text encoder that stops and a base model that is
+    asked for its own answers are no matter of all rows. The layers of a pack are linear, and their adapters plain.
     """
-    return isinstance(config, LoraConfig) and not (config.use_8bit_adam or config.compile)
+    return (
+        isinstance(config, LoraConfig)
+        and config.optimizer == "adamw"
+        and not (config.use_8bit_adam or config.compile)
+        and (config.stop_text_encoder_training is None or not config.train_text_encoder)
+        and (config.prior_from == "class_images" or not config.with_prior_preservation)
+        and config.adapter == "lora"
+        and config.target_modules == "attention"
+        and not config.use_dora
+    )
 
 
 def pack_together(one: MethodConfig, other: MethodConfig) -> bool:

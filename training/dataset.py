@@ -5,6 +5,7 @@ Disk is the interface. `prepare_photos` (`preparation.py`) and `encode_dataset` 
 
     dataset.json               captions, sources and settings, written last
     photos/000.png             square photos without metadata
+    class_photos/000.png       one's own pictures of the class, cut as the photos are
     class_images/00000.png     pictures of the class prompt by the untouched base model
     latents.safetensors        mean and standard deviation of each photo's (and mirrored photo's) latents
     class_latents.safetensors  the same of the class pictures
@@ -61,6 +62,10 @@ class Latents:
     mean: Tensor
     std: Tensor
 
+    def of(self, pictures: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of some of the pictures."""
+        return self.mean[pictures], self.std[pictures]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -78,6 +83,9 @@ class Dataset:
     flipped_latents: Latents | None
     """Of the mirrored photos, in the same order; None without `random_flip`."""
     class_latents: Latents | None
+    face_coverage: Tensor | None = None
+    """float32 [N, h, w] in [0, 1]: which part of each latent cell lies in the photo's face, 0 all over where none was
+    found; None where no face was looked for."""
 
 
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
@@ -126,9 +134,17 @@ def encode_dataset(
         _save_latents(out_dir / "latents.safetensors", named, key, base_model)
     if class_images:
         class_prompt = _need_class_prompt(record)
-        files = make_class_images(
-            out_dir / CLASS_IMAGES, base_model, class_prompt, class_images, device=device, progress=progress
+        own = _own_class_photos(out_dir, record)[:class_images]
+        drawn = make_class_images(
+            out_dir / CLASS_IMAGES,
+            base_model,
+            class_prompt,
+            class_images,
+            device=device,
+            progress=progress,
+            first=len(own),
         )
+        files = [*own, *drawn]
         key = key_of("class", base_model_fingerprint(base_model), resolution, [sha256_of(file) for file in files])
         if _latents_key(out_dir / "class_latents.safetensors") != key:
             squares = [crop_square(read_picture(file), None, resolution) for file in files]
@@ -148,7 +164,9 @@ def begin_class_images(out_dir: str | Path, base_model: str) -> None:
 
 def num_class_images_missing(out_dir: str | Path, class_images: int, share: Share = ALONE) -> int:
     """How many class pictures `draw_class_images` will have to draw, damaged ones not counted."""
-    return num_missing(Path(out_dir) / CLASS_IMAGES, class_images, share)
+    out_dir = Path(out_dir)
+    num_own = len(_own_class_photos(out_dir, _need_record(out_dir)))
+    return num_missing(out_dir / CLASS_IMAGES, class_images, share, first=num_own)
 
 
 def draw_class_images(
@@ -163,9 +181,21 @@ def draw_class_images(
         device: default: the GPU where there is one.
         share: of the batches.
     """
-    class_prompt = _need_class_prompt(_need_record(Path(out_dir)))
-    folder = Path(out_dir) / CLASS_IMAGES
-    make_class_images(folder, base_model, class_prompt, class_images, device=choose_device(device), share=share)
+    out_dir = Path(out_dir)
+    record = _need_record(out_dir)
+    make_class_images(
+        out_dir / CLASS_IMAGES,
+        base_model,
+        _need_class_prompt(record),
+        class_images,
+        device=choose_device(device),
+        share=share,
+        first=len(_own_class_photos(out_dir, record)),
+    )
+
+
+def _own_class_photos(out_dir: Path, record: dict[str, Any]) -> list[Path]:
+    return [out_dir / photo["file"] for photo in record.get("class_photos", [])]
 
 
 def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
@@ -198,7 +228,34 @@ def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
         latents=latents,
         flipped_latents=Latents(named["flipped_mean"], named["flipped_std"]) if subject["random_flip"] else None,
         class_latents=_class_latents(out_dir / "class_latents.safetensors"),
+        face_coverage=_face_coverage(record, latents.mean.shape[-1]),
     )
+
+
+def _face_coverage(record: dict[str, Any], num_cells: int) -> Tensor | None:
+    """Of squares of `num_cells` cells a side."""
+    if any(photo.get("num_faces") is None for photo in record["photos"]):
+        return None
+    return torch.stack([box_coverage(photo["face_in_square"], num_cells) for photo in record["photos"]])
+
+
+def box_coverage(box: Sequence[float] | None, num_cells: int) -> Tensor:
+    """Which part of each cell of a square lies in a box.
+
+    Args:
+        box: x0, y0, x1, y1 in parts of the square's side; None covers nothing.
+        num_cells: of a side.
+
+    Returns:
+        float32 [num_cells, num_cells] in [0, 1], rows from above.
+    """
+    x0, y0, x1, y1 = box or (0.0, 0.0, 0.0, 0.0)
+    edges = torch.arange(num_cells + 1, dtype=torch.float64) / num_cells
+
+    def along(low: float, high: float) -> Tensor:
+        return (edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0) * num_cells
+
+    return torch.outer(along(y0, y1), along(x0, x1)).float()
 
 
 def _class_latents(file: Path) -> Latents | None:

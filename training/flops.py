@@ -7,22 +7,24 @@ everything else, well under 1 % of them, is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from peft import LoraConfig as PeftConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.architecture import TextEncoderConfig, UNetConfig, VaeConfig
 from training.base_model import Configs, configs_of
+from training.config import LoraConfig, TargetModules
 from training.errors import UserError
-from training.methods import TEXT_ENCODER_TARGETS, UNET_TARGETS
+from training.methods import adapter_of
 from training.passes import Pass
+from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
 
 META = torch.device("meta")
 CONTROL_CHANNELS = (16, 32, 96, 256)
@@ -47,20 +49,21 @@ def flops_of(passes: Iterable[Pass], base_model: str) -> dict[Pass, int] | None:
 def measure(passes: Iterable[Pass], configs: Configs) -> dict[Pass, int]:
     """The cost of a sample of each kind, by these configs; each is counted once a process.
 
-    A LoRA's layers cost in proportion to their rank and change nothing else, so two ranks tell of all.
+    A LoRA's layers cost in proportion to their rank and change nothing else, so two ranks tell of all. Other adapters
+    are counted each by itself.
     """
     return {each: _measured(each, configs) for each in passes}
 
 
 def _measured(asked: Pass, configs: Configs) -> int:
-    if asked.rank is None or asked.rank <= 2:
+    if asked.rank is None or asked.rank <= 2 or asked.adapter != "lora":
         return _counted(asked, configs)
     first, second = (_counted(_with_rank(asked, rank), configs) for rank in (1, 2))
     return first + (asked.rank - 1) * (second - first)
 
 
 def _with_rank(asked: Pass, rank: int) -> Pass:
-    return Pass(asked.part, asked.width, asked.height, rank, asked.trains, asked.gradient_checkpointing)
+    return replace(asked, rank=rank)
 
 
 @cache
@@ -110,12 +113,22 @@ def _forward(asked: Pass, configs: Configs) -> Callable[[], Tensor]:
         return lambda: unet(latents, timesteps, conditioning).sample
 
 
-def _prepare(module: Any, asked: Pass, targets: list[str]) -> None:
+def _prepare(module: Any, asked: Pass, targets: Mapping[TargetModules, list[str]]) -> None:
     """What trains and what does not, as `methods.copy_for_training` has it."""
     module.requires_grad_(asked.trains and asked.rank is None)
     if asked.rank is not None:
-        module.add_adapter(PeftConfig(r=asked.rank, init_lora_weights=False, target_modules=targets))
+        module.add_adapter(adapter_of(_config_of(asked, asked.rank), targets))
     module.train(asked.trains)
+
+
+def _config_of(asked: Pass, rank: int) -> LoraConfig:
+    is_dora = asked.adapter == "dora"
+    return LoraConfig(
+        rank=rank,
+        target_modules=asked.target_modules,
+        use_dora=is_dora,
+        adapter="lora" if asked.adapter == "dora" else asked.adapter,
+    )
 
 
 def _arguments(config: UNetConfig | VaeConfig | TextEncoderConfig) -> dict[str, Any]:

@@ -40,12 +40,16 @@ def instance_loss(
     prediction: Float[Tensor, "b c h w"],
     target: Float[Tensor, "b c h w"],
     weights: Float[Tensor, " b"] | None = None,
+    cell_weights: Float[Tensor, "b 1 h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error in float32, each picture's mean times its weight where weights are given."""
-    if weights is None:
+    """Mean squared error in float32, each cell's and each picture's mean times its weight where weights are given."""
+    if weights is None and cell_weights is None:
         return F.mse_loss(prediction.float(), target.float())
-    per_picture = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
-    return (per_picture * weights).mean()
+    per_cell = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if cell_weights is not None:
+        per_cell = per_cell * cell_weights
+    per_picture = per_cell.mean(dim=(1, 2, 3))
+    return per_picture.mean() if weights is None else (per_picture * weights).mean()
 
 
 def dreambooth_loss(
@@ -56,18 +60,20 @@ def dreambooth_loss(
     *,
     prior_loss_weight: float | None = None,
     snr_gamma: float | None = None,
+    cell_weights: Float[Tensor, "b 1 h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """The loss of one batch; with `prior_loss_weight` its second half are class pictures (Eq. 2 of Ruiz et al. 2022).
 
-    Min-SNR weights come from the timesteps of the instance half alone and weigh that half alone.
+    Min-SNR weights come from the timesteps of the instance half alone and weigh that half alone; so do cell weights.
     """
     prior_loss: Tensor | float = 0.0
     if prior_loss_weight is not None:
         prediction, class_prediction = prediction.chunk(2)
         target, class_target = target.chunk(2)
         timesteps, _ = timesteps.chunk(2)
+        cell_weights = None if cell_weights is None else cell_weights.chunk(2)[0]
         prior_loss = prior_loss_weight * instance_loss(class_prediction, class_target)
     weights = None
     if snr_gamma is not None:
         weights = min_snr_weights(schedule.alphas_cumprod, timesteps, snr_gamma, schedule.config.prediction_type)
-    return instance_loss(prediction, target, weights) + prior_loss
+    return instance_loss(prediction, target, weights, cell_weights) + prior_loss

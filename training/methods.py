@@ -15,13 +15,15 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-from peft import LoraConfig as PeftConfig
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig as PeftLoraConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from training.config import DreamBoothConfig, LoraConfig, TrainConfig
+from training.config import DreamBoothConfig, LoraConfig, TargetModules, TrainConfig
 from training.layout import LORA_FILE
 from training.stable_diffusion import (
     Part,
@@ -32,11 +34,10 @@ from training.stable_diffusion import (
     place,
     shared_copy,
 )
+from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
 
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-
-_HALF_OR_FULL = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Of what does not train, by `mixed_precision`."""
 
 
 class TrainedWeights(Protocol):
@@ -116,7 +117,7 @@ def copy_for_training(
 
     New adapters are drawn on the CPU from the trial's seed, so they are the same whatever the device.
     """
-    dtype = _HALF_OR_FULL[config.mixed_precision]
+    dtype = FROZEN_DTYPES[config.mixed_precision]
     if isinstance(config, LoraConfig):
         unet, text_encoder = _add_adapters(config, base_model)
         if resume_dir is not None:
@@ -163,7 +164,7 @@ def first_lora(config: LoraConfig, base_model: str) -> LoraTensors:
 
 def frozen_copy(config: TrainConfig, base_model: str, part: Part, device: torch.device) -> nn.Module:
     """A module of the base model to put adapters into, in a run's precision; its weights are shared and stay."""
-    return shared_copy(frozen_module(base_model, part, device, _HALF_OR_FULL[config.mixed_precision]))
+    return shared_copy(frozen_module(base_model, part, device, FROZEN_DTYPES[config.mixed_precision]))
 
 
 def save_weights(config: TrainConfig, weights: TrainedModules | LoraTensors, folder: Path) -> None:
@@ -189,22 +190,45 @@ def lora_tensors(modules: TrainedModules) -> LoraTensors:
 def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
     """Write `LORA_FILE` from bare tensors, which may be views of larger ones; no module is needed.
 
-    With them go the adapters' settings, without which alpha would come back as the rank.
+    With them go the adapters' settings, without which alpha would come back as the rank. A LoRA's names are diffusers',
+    those of other adapters peft's, after `unet.` and `text_encoder.`.
     """
     _assert_as_configured(config, tensors)
+    settings = {
+        "unet": _adapter_settings(config, UNET_TARGETS),
+        "text_encoder": _adapter_settings(config, TEXT_ENCODER_TARGETS),
+    }
+    if config.adapter != "lora":
+        _save_adapters(tensors, settings, folder)
+        return
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=_diffusers_named(tensors.unet),
         text_encoder_lora_layers=None if tensors.text_encoder is None else _diffusers_named(tensors.text_encoder),
         weight_name=LORA_FILE,
-        unet_lora_adapter_metadata=_adapter_settings(config, UNET_TARGETS),
-        text_encoder_lora_adapter_metadata=_adapter_settings(config, TEXT_ENCODER_TARGETS),
+        unet_lora_adapter_metadata=settings["unet"],
+        text_encoder_lora_adapter_metadata=settings["text_encoder"],
     )
+    _sort_metadata(folder / LORA_FILE)
+
+
+def _save_adapters(tensors: LoraTensors, settings: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """What diffusers has no writer for, laid out as its own writer lays out a LoRA."""
+    parts = {"unet": tensors.unet, "text_encoder": tensors.text_encoder or {}}
+    named = {
+        f"{part}.{name}": tensor.contiguous() for part, own in parts.items() for name, tensor in sorted(own.items())
+    }
+    metadata = {f"{part}.{key}": value for part, own in settings.items() if parts[part] for key, value in own.items()}
+    entries = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, indent=2, sort_keys=True)}
+    save_file(named, folder / LORA_FILE, metadata=entries)
     _sort_metadata(folder / LORA_FILE)
 
 
 def load_lora(folder: Path) -> LoraTensors:
     """What `save_lora` wrote, on the CPU."""
+    tensors = load_file(folder / LORA_FILE)
+    if not any(".lora" in name for name in tensors):
+        return LoraTensors(_under("unet.", tensors), _under("text_encoder.", tensors) or None)
     state, _ = StableDiffusionPipeline.lora_state_dict(str(folder), weight_name=LORA_FILE)
     unet, text_encoder = _under("unet.", state), _under("text_encoder.", state)
     return LoraTensors(
@@ -228,8 +252,11 @@ def pipeline_with_weights(
     """
     if isinstance(config, LoraConfig):
         pipeline = base_pipeline(base_model, device, dtype, share_frozen=share_frozen)
-        with _without_remarks_on_absent_parts():
-            pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        if config.adapter == "lora":
+            with _without_remarks_on_absent_parts():
+                pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        else:
+            _load_adapters(config, pipeline, load_lora(folder))
         for module in (pipeline.unet, pipeline.text_encoder):
             module.eval()  # peft's new layers are in training mode, in which their dropout spoils every picture
         return pipeline
@@ -238,6 +265,17 @@ def pipeline_with_weights(
     if config.train_text_encoder:
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype).to(device)
     return base_pipeline(base_model, device, dtype, unet=unet, text_encoder=text_encoder, share_frozen=share_frozen)
+
+
+def _load_adapters(config: LoraConfig, pipeline: StableDiffusionPipeline, tensors: LoraTensors) -> None:
+    """Put adapters that diffusers does not load into a pipeline, in its precision."""
+    modules = [(pipeline.unet, UNET_TARGETS)]
+    if tensors.text_encoder is not None:
+        modules.append((pipeline.text_encoder, TEXT_ENCODER_TARGETS))
+    for module, targets in modules:
+        module.add_adapter(adapter_of(config, targets))
+        module.requires_grad_(False)
+    _set_adapters(pipeline.unet, pipeline.text_encoder if tensors.text_encoder is not None else None, tensors)
 
 
 @contextmanager
@@ -257,27 +295,35 @@ def _add_adapters(config: LoraConfig, base_model: str) -> tuple[UNet2DConditionM
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         unet = shared_copy(base.unet)
-        unet.add_adapter(_adapter(config, UNET_TARGETS))
+        unet.add_adapter(adapter_of(config, UNET_TARGETS))
         if not config.train_text_encoder:
             return unet, None
         text_encoder = shared_copy(base.text_encoder)
-        text_encoder.add_adapter(_adapter(config, TEXT_ENCODER_TARGETS))
+        text_encoder.add_adapter(adapter_of(config, TEXT_ENCODER_TARGETS))
     return unet, text_encoder
 
 
-def _adapter(config: LoraConfig, targets: list[str]) -> PeftConfig:
-    return PeftConfig(
+def adapter_of(config: LoraConfig, targets: Mapping[TargetModules, list[str]]) -> PeftConfig:
+    """Peft's description of the config's adapters in a module with these layers; step 0 is the base model."""
+    layers = targets[config.target_modules]
+    if config.adapter == "loha":
+        return LoHaConfig(r=config.rank, alpha=config.alpha, target_modules=layers)
+    if config.adapter == "lokr":
+        return LoKrConfig(r=config.rank, alpha=config.alpha, target_modules=layers)
+    return PeftLoraConfig(
         r=config.rank,
-        lora_alpha=config.rank if config.lora_alpha is None else config.lora_alpha,
+        lora_alpha=config.alpha,
         lora_dropout=config.lora_dropout,
-        init_lora_weights="gaussian",  # A is drawn, B is zero: step 0 is the base model
-        target_modules=targets,
+        init_lora_weights="gaussian",  # A is drawn, B is zero
+        target_modules=layers,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
     )
 
 
-def _adapter_settings(config: LoraConfig, targets: list[str]) -> dict[str, Any]:
+def _adapter_settings(config: LoraConfig, targets: Mapping[TargetModules, list[str]]) -> dict[str, Any]:
     """What peft records of an adapter, the same at every save: a set has no order that lasts."""
-    settings: dict[str, Any] = _adapter(config, targets).to_dict()
+    settings: dict[str, Any] = adapter_of(config, targets).to_dict()
     return {**settings, "target_modules": sorted(settings["target_modules"])}
 
 
@@ -302,8 +348,9 @@ def _assert_as_configured(config: LoraConfig, tensors: LoraTensors) -> None:
     """The file says the config's rank and modules of weights that must have them."""
     assert (tensors.text_encoder is not None) == config.train_text_encoder, "text encoder: weights against config"
     for name, tensor in {**tensors.unet, **(tensors.text_encoder or {})}.items():
-        rank = tensor.shape[0 if name.endswith("lora_A.weight") else 1]
-        assert rank == config.rank, f"rank {rank} in {name}, {config.rank} in the config"
+        if name.endswith(("lora_A.weight", "lora_B.weight")):
+            rank = tensor.shape[0 if name.endswith("lora_A.weight") else 1]
+            assert rank == config.rank, f"rank {rank} in {name}, {config.rank} in the config"
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -314,7 +361,8 @@ def _set_adapters(unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None
     for module, state in ((unet, tensors.unet), (text_encoder, tensors.text_encoder)):
         if module is not None:
             outcome = set_peft_model_state_dict(module, state, adapter_name="default")
-            left_out = [key for key in [*outcome.missing_keys, *outcome.unexpected_keys] if "lora_" in key]
+            own = ("lora_", "hada_", "lokr_")
+            left_out = [k for k in [*outcome.missing_keys, *outcome.unexpected_keys] if any(part in k for part in own)]
             assert not left_out, f"adapter weights without a counterpart: {left_out[:3]}"
 
 

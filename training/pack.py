@@ -129,7 +129,7 @@ def start_pack(members: Sequence[Member], dataset: Dataset, device: torch.device
     for part in ("unet", "text_encoder") if configs[0].train_text_encoder else ("unet",):
         module = frozen_copy(configs[0], dataset.base_model, part, device)
         bank = AdapterBank(module, [getattr(member.weights, part) for member in members], device)
-        bank.add_layers([config.lora_alpha for config in configs], dropout)
+        bank.add_layers([config.scale for config in configs], dropout)
         module.train()
         modules.append(module)
         banks.append(bank)

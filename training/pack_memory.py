@@ -131,10 +131,12 @@ def most_that_fit(trainings: int, one: Taken, two: Taken, room: int) -> int:
 def costliest(configs: Sequence[LoraConfig]) -> LoraConfig:
     """A training that takes as much memory as any of a pack could: the widest, with what costs any of them some."""
     widest = max(configs, key=lambda config: config.rank)
-    is_scaled = any(config.lora_alpha not in (None, config.rank) for config in configs)
+    is_scaled = any(config.scale != 1 for config in configs)
     return widest.model_copy(
         update={
             "lora_alpha": 2.0 * widest.rank if is_scaled else None,
+            "lora_alpha_ratio": None,
+            "use_rslora": False,
             "lora_dropout": max(config.lora_dropout for config in configs),
             "gradient_checkpointing": all(config.gradient_checkpointing for config in configs),
         }

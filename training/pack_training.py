@@ -151,7 +151,8 @@ class PackTraining:
             for seat in self._seats:
                 seat.journal.begin()
             rates = [seat.run.learning_rate for seat in self._seats]
-            taken = take_pack_step(self._pack)
+            with self._seats[0].run.matrix_precision():  # packs agree on it
+                taken = take_pack_step(self._pack)
             for seat, rate, (loss, gradient_norm) in zip(self._seats, rates, taken, strict=True):
                 if seat.name not in lost:
                     try:

@@ -40,19 +40,19 @@ def packed_pipeline(
     configs = [checkpoint.config for checkpoint in checkpoints]
     assert all(isinstance(config, LoraConfig) for config in configs), "only LoRAs are packed"
     loras = [load_lora(checkpoint.dir) for checkpoint in checkpoints]
-    alphas = [config.lora_alpha for config in configs if isinstance(config, LoraConfig)]
+    scales = [config.scale for config in configs if isinstance(config, LoraConfig)]
     passes = 2 if guided else 1
-    _add_adapters(pipeline.unet, [lora.unet for lora in loras] * passes, alphas * passes, dtype)
+    _add_adapters(pipeline.unet, [lora.unet for lora in loras] * passes, scales * passes, dtype)
     text_loras = [lora.text_encoder for lora in loras if lora.text_encoder is not None]
     if text_loras:
-        _add_adapters(pipeline.text_encoder, text_loras, alphas, dtype)
+        _add_adapters(pipeline.text_encoder, text_loras, scales, dtype)
     return pipeline
 
 
 def _add_adapters(
-    module: nn.Module, loras: Sequence[Mapping[str, Tensor]], alphas: Sequence[float | None], dtype: torch.dtype
+    module: nn.Module, loras: Sequence[Mapping[str, Tensor]], scales: Sequence[float], dtype: torch.dtype
 ) -> None:
     """Let each LoRA work on its own rows of whatever goes through the module, which stays as it is otherwise."""
     device = next(module.parameters()).device
     bank = AdapterBank(module, [{name: tensor.to(dtype) for name, tensor in lora.items()} for lora in loras], device)
-    bank.add_layers(alphas, PackedDropout([0.0] * len(loras), device))
+    bank.add_layers(scales, PackedDropout([0.0] * len(loras), device))

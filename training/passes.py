@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from training.config import TargetModules
+
+AdapterKind = Literal["lora", "dora", "loha", "lokr"]
 PassPart = Literal["unet", "vae_encoder", "vae_decoder", "text_encoder", "controlnet"]
 
 
@@ -17,8 +20,12 @@ class Pass:
     """Pixels of the picture that it is about; None is the base model's own size. A text encoder has none."""
     height: int | None = None
     rank: int | None = None
-    """Of the LoRA layers in the module; None where it has none."""
+    """Of the adapters in the module; None where it has none."""
     trains: bool = False
-    """Whether a backward pass follows: to the LoRA layers, or without a rank to all weights."""
+    """Whether a backward pass follows: to the adapters, or without a rank to all weights."""
     gradient_checkpointing: bool = False
     """Whether the backward pass computes activations anew."""
+    target_modules: TargetModules = "attention"
+    """Layers that have adapters."""
+    adapter: AdapterKind = "lora"
+    """What they are."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from training.captions import read_caption
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.names import listed, shown
-from training.pictures import CAPTION_SUFFIXES, KOHYA_FOLDER, Box, find_photos, read_picture
+from training.pictures import KOHYA_FOLDER, Box, find_photos, read_picture
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 50
 MIN_SIDE = 32
@@ -31,45 +32,6 @@ def num_repeats(photo: Path) -> int:
     """How often an epoch shows a photo: the leading number of a kohya-style folder, else once."""
     match = KOHYA_FOLDER.fullmatch(photo.parent.name)
     return int(match["repeats"]) if match else 1
-
-
-def read_caption(photo: Path) -> str | None:
-    """The text of the `.txt` or `.caption` file of the same name, on one line; None without one or without words in it.
-
-    Raises:
-        UserError: it is no text, or there are two that say different things.
-    """
-    captions = {_text_of(file): file for file in caption_files(photo)}
-    if len(captions) > 1:
-        raise UserError(f"a photo has one caption, got two that differ: {' and '.join(map(str, captions.values()))}")
-    return next(iter(captions), "") or None
-
-
-def caption_files(photo: Path) -> list[Path]:
-    """The files beside the photo that are its captions; more than one only where they say the same."""
-    return [file for file in _caption_files_in(photo.parent) if file.stem == photo.stem]
-
-
-def stray_captions(photos: Sequence[Path]) -> list[Path]:
-    """Caption files in the photos' folders that belong to none of them."""
-    captions = [file for folder in sorted({photo.parent for photo in photos}) for file in _caption_files_in(folder)]
-    stems = {photo.with_suffix("") for photo in photos}
-    return [file for file in captions if file.with_suffix("") not in stems]
-
-
-def _caption_files_in(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in CAPTION_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
-
-
-def _text_of(caption: Path) -> str:
-    try:
-        return " ".join(caption.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise UserError(f"a caption must be UTF-8 text: {shown(caption)}") from error
 
 
 def check_photos(subject: SubjectConfig) -> list[Path]:
@@ -108,7 +70,7 @@ def prepared_record(dataset_dir: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):  # ValueError: neither text nor JSON
         return {}
     required = {"key", "subject", "photos"}
-    if not isinstance(record, dict) or not required <= record.keys() <= {*required, "digest"}:
+    if not isinstance(record, dict) or not required <= record.keys() <= {*required, "class_photos", "digest"}:
         return {}
     digest = record.pop("digest", None)  # 0.1.0 wrote none
     return record if digest in (None, record_digest(record)) else {}
@@ -146,12 +108,22 @@ def remarks_on_crops(num_faces: Mapping[str, int]) -> list[str]:
 
 
 def crop_square(image: Image.Image, face: Box | None, resolution: int) -> Image.Image:
-    """The square of `resolution` pixels around the face box, or around the centre where there is none.
+    """The square of `resolution` pixels that `square_around` chooses."""
+    left, top, side = square_around(image.size, face, resolution)
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def square_around(size: tuple[int, int], face: Box | None, resolution: int) -> tuple[int, int, int]:
+    """The square of a photo around the face box, or around the centre where there is none.
 
     The square is `FACE_MARGIN` times the face's longer side, at least `resolution` where the photo has that much, and
     stays inside the photo.
+
+    Returns:
+        Left and upper edge and side, in pixels.
     """
-    width, height = image.size
+    width, height = size
     side: float = min(width, height)
     center = (width / 2, height / 2)
     if face is not None:
@@ -161,8 +133,15 @@ def crop_square(image: Image.Image, face: Box | None, resolution: int) -> Image.
     side = round(side)
     left = round(min(max(center[0] - side / 2, 0), width - side))
     top = round(min(max(center[1] - side / 2, 0), height - side))
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return left, top, side
+
+
+def face_in_square(size: tuple[int, int], face: Box, resolution: int) -> Box:
+    """The face's box within the square that `crop_square` cuts around it, in parts of its side: 0 to 1."""
+    left, top, side = square_around(size, face, resolution)
+    x0, x1 = ((min(max(x - left, 0), side)) / side for x in face[::2])
+    y0, y1 = ((min(max(y - top, 0), side)) / side for y in face[1::2])
+    return x0, y0, x1, y1
 
 
 def _check_short_side(path: Path, image: Image.Image, resolution: int) -> None:

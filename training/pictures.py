@@ -107,6 +107,8 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeErro
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption"})
 """Of the text beside a picture; kohya's trainers write the second."""
+METADATA_FILE = "metadata.jsonl"
+"""Captions of a whole folder, as Hugging Face's image folders have them."""
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 KOHYA_FOLDER = re.compile(r"(?P<repeats>[1-9]\d*)_.+")
 
@@ -156,7 +158,7 @@ def look_into(folder: str | Path, *, kohya: bool = False) -> PictureFolder:
     files.sort(key=lambda file: _relative(file, folder))
     pictures = [file for file in files if _is_picture(file)]
     _refuse_unreadable(pictures)
-    others = [file for file in files if file not in set(pictures) and file.suffix.lower() not in CAPTION_SUFFIXES]
+    others = [file for file in files if file not in set(pictures) and not _is_caption(file)]
     beside = [sub for parent in read for sub in parent.iterdir() if sub.is_dir() and sub not in read]
     not_looked_into = {sub: count for sub in sorted(beside) if (count := _num_pictures_below(sub))}
     names = [name_text(_relative(file, folder)) for file in others]
@@ -198,6 +200,10 @@ def find_photos(folder: str | Path) -> list[Path]:
 
 def _is_hidden(file: Path) -> bool:
     return file.name.startswith(".") or file.name.lower() in _SYSTEM_FILES
+
+
+def _is_caption(file: Path) -> bool:
+    return file.suffix.lower() in CAPTION_SUFFIXES or file.name == METADATA_FILE
 
 
 def _relative(path: Path, folder: Path) -> str:

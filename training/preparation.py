@@ -15,15 +15,22 @@ from typing import Any
 from PIL import Image
 
 from training.canonical import canonical_json
+from training.captions import caption_of
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json
-from training.names import name_text
-from training.photos import check_photos, crop_square, num_repeats, prepared_record, read_caption, record_digest
+from training.names import name_text, shown
+from training.photos import check_photos, crop_square, face_in_square, num_repeats, prepared_record, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 
 UNSEEN = "unseen"
 """Folder of the dataset's for photos that are not trained on."""
+CLASS_PHOTOS = "class_photos"
+"""Folder of the dataset's for one's own pictures of the class."""
+
+
+_FOLDERS = frozenset({"photos", "class_images"})
+"""Fields of a subject that say where pictures lie, which is known by their content."""
 
 
 def prepare_photos(
@@ -42,7 +49,7 @@ def prepare_photos(
         held_out: names, relative to the photos' folder, of those that are not trained on.
 
     Raises:
-        UserError: from `check_photos`.
+        UserError: from `check_photos`, `class_photos` or `captions.caption_of`.
     """
     out_dir = Path(out_dir)
     if subject.crop == "center":
@@ -55,10 +62,29 @@ def prepare_photos(
     trained = [path for path in photos if _name(path, subject) not in held_out]
     record = {
         "key": key,
-        "subject": subject.model_dump(mode="json", exclude={"photos"}),
+        "subject": subject.model_dump(mode="json", exclude=set(_FOLDERS)),
         "photos": _cut(trained, subject, out_dir, "photos", find_faces),
     }
+    if subject.class_images is not None:
+        record["class_photos"] = _cut(class_photos(subject), subject, out_dir, CLASS_PHOTOS, find_faces)
     write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
+
+
+def class_photos(subject: SubjectConfig) -> list[Path]:
+    """One's own pictures of the class, sorted by name; none where no folder is named.
+
+    Raises:
+        UserError: the folder has none, or files that cannot be read.
+    """
+    if subject.class_images is None:
+        return []
+    try:
+        photos = find_photos(subject.class_images)
+    except UserError as error:
+        raise UserError(f"subject.class_images: {error}") from None
+    if not photos:
+        raise UserError(f"subject.class_images: need 1 or more pictures, got 0 in {shown(subject.class_images)}")
+    return photos
 
 
 def prepare_unseen(
@@ -111,9 +137,11 @@ def _cut(
             {
                 "file": file,
                 "source": _name(path, subject) if folder == "photos" else name_text(path.name),
-                "caption": read_caption(path),
+                "caption": caption_of(path, subject) if folder == "photos" else None,
                 "repeats": num_repeats(path),
                 "face": face and [round(float(edge), 1) for edge in face],
+                "face_in_square": face
+                and [round(edge, 4) for edge in face_in_square(image.size, face, subject.resolution)],
                 "num_faces": len(faces) if find_faces else None,
                 "pixels": pixel_digest(square),
             }
@@ -127,11 +155,13 @@ def _name(photo: Path, subject: SubjectConfig) -> str:
 
 def _photos_key(subject: SubjectConfig, held_out: Collection[str], *, with_faces: bool) -> str:
     sources = [
-        (path.relative_to(subject.photos).as_posix(), sha256_of(path), read_caption(path))
+        (path.relative_to(subject.photos).as_posix(), sha256_of(path), caption_of(path, subject))
         for path in find_photos(subject.photos)
     ]
-    settings = json.loads(canonical_json(subject, exclude={"photos"}))
-    return key_of("v1", settings, with_faces, sources, *([sorted(held_out)] if held_out else []))
+    settings = json.loads(canonical_json(subject, exclude=_FOLDERS))
+    of_class = [sha256_of(path) for path in class_photos(subject)]
+    more = [*([sorted(held_out)] if held_out else []), *([{"class": of_class}] if of_class else [])]
+    return key_of("v2", settings, with_faces, sources, *more)
 
 
 def key_of(*parts: object) -> str:
@@ -141,10 +171,11 @@ def key_of(*parts: object) -> str:
 
 def _prepared_photos_are_whole(out_dir: Path) -> bool:
     """Are the prepared photos there, with the pixels that they had when they were made?"""
+    record = prepared_record(out_dir)
     try:
         return all(
             pixel_digest(read_picture(out_dir / photo["file"])) == photo["pixels"]
-            for photo in prepared_record(out_dir)["photos"]
+            for photo in [*record["photos"], *record.get("class_photos", [])]
         )
     except UserError:  # one is missing or broken
         return False

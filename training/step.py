@@ -27,11 +27,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from training.batches import Batch, PromptEncoder, Stream, draw_batch, frozen_prompt_encoder, seed_at
 from training.checkpoint import Checkpoint, load_training_state
-from training.config import DreamBoothConfig, LoraConfig, TrainConfig
+from training.config import DreamBoothConfig, LoraConfig
 from training.data_parallel import average_gradients, drop_by_row, rows_of
 from training.dataset import Dataset
 from training.loss import dreambooth_loss, prediction_target
 from training.methods import TrainedModules, TrainedWeights, copy_for_training
+from training.optimizers import make_optimizer, rate_of
+from training.prior import BaseModelPrior
 from training.share import ALONE, Share
 from training.stable_diffusion import load_base_model, training_noise_schedule
 
@@ -60,6 +62,8 @@ class TrainingRun(Generic[WeightsT]):
     """Optimizer steps taken."""
     share: Share = ALONE
     """Which rows of every batch are this process's."""
+    prior: BaseModelPrior | None = None
+    """Where the class's answers come from the base model instead of pictures."""
 
     @property
     def rows(self) -> list[int]:
@@ -84,7 +88,22 @@ class TrainingRun(Generic[WeightsT]):
     @property
     def learning_rate(self) -> float:
         """The UNet's rate in the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return rate_of(self.optimizer.param_groups[0])
+
+    def freeze_text_encoder_at(self, step: int | None) -> None:
+        """Let the text encoder train no further where the run has come to `step`."""
+        if step is not None and self.step >= step:
+            self.encode_prompts.freeze()
+
+    @contextmanager
+    def matrix_precision(self) -> Iterator[None]:
+        """How exactly a GPU multiplies float32 matrices, forward and backward; afterwards as it was."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.config.allow_tf32
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass, whatever precision the caller computes in."""
@@ -134,6 +153,7 @@ def start_run(
         drop_by_row(modules.unet, run.rows, run.whole_batch_size)
     if resume_from is not None:
         run.load_training_state(load_training_state(resume_from), resume_from.step)
+        run.freeze_text_encoder_at(config.stop_text_encoder_training)
     return run
 
 
@@ -153,7 +173,11 @@ def run_over(
     ask for it too.
     """
     base = load_base_model(dataset.base_model)
-    optimizer = _optimizer(config, weights, fused or config.fused_adam)
+    optimizer = make_optimizer(config, weights.groups(), fused=fused or config.fused_adam)
+    prior = None
+    if config.with_prior_preservation and config.prior_from == "base_model":
+        assert dataset.class_prompt is not None, "the dataset was held against the config"
+        prior = BaseModelPrior(config, dataset.base_model, dataset.class_prompt, device)
     return TrainingRun(
         config=config,
         dataset=dataset,
@@ -173,6 +197,7 @@ def run_over(
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16"),
         share=share,
+        prior=prior,
     )
 
 
@@ -192,6 +217,8 @@ class MicroStepInputs:
     """[B, 77, d], the text encoder's last hidden states; with gradients where it trains."""
     target: Tensor
     """float32 [B, 4, h, w], what the UNet should answer."""
+    cell_weights: Tensor | None = None
+    """float32 [B, 1, h, w], what each cell's loss counts; None where all count alike."""
 
 
 def micro_step_inputs(run: TrainingRun[Any], micro_step: int) -> MicroStepInputs:
@@ -220,11 +247,19 @@ def inputs_of(run: TrainingRun[Any], batch: Batch, conditioning: Tensor) -> Micr
     noise, timesteps, latents = (
         _sent(tensor[rows], run.device) for tensor in (batch.noise, batch.timesteps, batch.latents * run.latent_scale)
     )
+    noisy_latents = run.noise_schedule.add_noise(latents, noise, timesteps)
+    target = prediction_target(run.noise_schedule, latents, noise, timesteps)
+    if run.prior is not None:
+        with run.autocast():
+            of_class = run.prior(noisy_latents.chunk(2)[1], timesteps.chunk(2)[1])
+        target = torch.cat([target.chunk(2)[0], of_class])
+    weights = batch.cell_weights
     return MicroStepInputs(
-        noisy_latents=run.noise_schedule.add_noise(latents, noise, timesteps),
+        noisy_latents=noisy_latents,
         timesteps=timesteps,
         conditioning=conditioning,
-        target=prediction_target(run.noise_schedule, latents, noise, timesteps),
+        target=target,
+        cell_weights=None if weights is None else _sent(weights[rows], run.device),
     )
 
 
@@ -263,6 +298,7 @@ def micro_step_loss(run: TrainingRun[Any], prediction: Tensor, inputs: MicroStep
         run.noise_schedule,
         prior_loss_weight=run.config.prior_loss_weight if run.config.with_prior_preservation else None,
         snr_gamma=run.config.snr_gamma,
+        cell_weights=inputs.cell_weights,
     )
 
 
@@ -289,21 +325,3 @@ def apply_gradients(run: TrainingRun[Any]) -> Tensor:
         run.lr_scheduler.step()
     run.step += 1
     return gradient_norm
-
-
-def _optimizer(config: TrainConfig, weights: TrainedWeights, fused: bool) -> torch.optim.Optimizer:
-    if config.use_8bit_adam:
-        from bitsandbytes.optim import AdamW8bit as AdamW  # an optional extra
-    else:
-        from torch.optim import AdamW
-    rates = (config.learning_rate, config.text_encoder_learning_rate or config.learning_rate)
-    groups = [{"params": group, "lr": rate} for group, rate in zip(weights.groups(), rates, strict=False)]
-    optimizer: torch.optim.Optimizer = AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        **({"fused": True} if fused else {}),
-    )
-    return optimizer

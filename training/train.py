@@ -160,7 +160,7 @@ def _checkpoints_of_run(
     with closing(Journal(run, out_dir, watcher.on_step)) as journal:
         for step in scoring_steps(at_steps, run.config.max_train_steps):
             if step > run.step:
-                _advance(run, step, journal, watcher)
+                _advance_through_phases(run, step, journal, watcher)
                 checkpoint = journal.checkpoint()
                 if run.step < step:
                     raise TrainingStopped(f"at step {run.step}")
@@ -174,6 +174,20 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _advance_through_phases(
+    run: TrainingRun[TrainedModules], to_step: int, journal: Journal, watcher: _Watcher
+) -> None:
+    """Take optimizer steps until `to_step`, or until told to stop; on the way the text encoder may be done."""
+    end_of_text_encoder = run.config.stop_text_encoder_training
+    with run.matrix_precision():
+        if end_of_text_encoder is not None and run.step < end_of_text_encoder < to_step:
+            _advance(run, end_of_text_encoder, journal, watcher)
+            if run.step < end_of_text_encoder:
+                return
+        run.freeze_text_encoder_at(end_of_text_encoder)
+        _advance(run, to_step, journal, watcher)
 
 
 def _advance(run: TrainingRun[TrainedModules], to_step: int, journal: Journal, watcher: _Watcher) -> None:
@@ -200,10 +214,17 @@ def _forward_and_backward(run: TrainingRun[TrainedModules], micro_step: int) -> 
 
 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:
+    if config.face_loss_weight != 1 and dataset.face_coverage is None:
+        raise UserError(
+            f"face_loss_weight: no faces were looked for in the photos (subject.crop: face does), so it must be 1, "
+            f"got {config.face_loss_weight:g}"
+        )
     if not config.with_prior_preservation:
         return
     if dataset.class_prompt is None:
         raise UserError("subject.class_prompt: with_prior_preservation needs it, got none")
+    if config.prior_from == "base_model":
+        return
     num_class_images = 0 if dataset.class_latents is None else len(dataset.class_latents.mean)
     if num_class_images < config.num_class_images:
         raise UserError(

@@ -23,10 +23,11 @@ from sweeps.ledger.identity import photos_key
 from sweeps.ledger.storage import is_hidden
 from sweeps.plan import check_sweep
 from sweeps.wording import bytes_text
+from training.captions import caption_files
+from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
 from training.names import listed, shown
-from training.photos import caption_files
 from training.pictures import find_photos
 
 SWEEP_FILE = "sweep.yaml"
@@ -75,9 +76,7 @@ def pack_sweep(config: SweepConfig, sweep_dir: Path, out: str, into: Path) -> Pa
     models = _Models(config, out, into)
     sent = config.model_copy(
         update={
-            "subject": config.subject.model_copy(
-                update={"photos": _pack_photos(config.subject.photos, into / "photos", into)}
-            ),
+            "subject": _pack_subject(config.subject, into),
             "base_model": models.place("base_model", config.base_model),
             "evaluation": _pack_evaluation(config.evaluation, models, into),
             "render": _pack_render(config.render, models, into),
@@ -219,6 +218,13 @@ def _pack_render(render: RenderConfig | None, models: _Models, into: Path) -> Re
     return render.model_copy(update=update)
 
 
+def _pack_subject(subject: SubjectConfig, into: Path) -> SubjectConfig:
+    sent = {"photos": _pack_photos(subject.photos, into / "photos", into)}
+    if subject.class_images is not None:
+        sent["class_images"] = _pack_photos(subject.class_images, into / "class_images", into)
+    return subject.model_copy(update=sent)
+
+
 def _pack_photos(folder: Path, to: Path, into: Path) -> Path:
     """Copy the pictures that are read, and their captions, under their names, which are part of the run's identity."""
     for photo in find_photos(folder):
@@ -229,7 +235,7 @@ def _pack_photos(folder: Path, to: Path, into: Path) -> Path:
 
 def _photos_with_position(into: Path) -> list[str]:
     found = []
-    for folder in ("photos", "references"):
+    for folder in ("photos", "references", "class_images"):
         for file in find_photos(into / folder) if (into / folder).is_dir() else ():
             with Image.open(file) as picture:
                 if picture.getexif().get_ifd(GPS_TAG):

@@ -13,11 +13,11 @@ from evaluation.config import RenderConfig
 from evaluation.face import FaceEncoder, face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.references import References, embed_references
-from sweeps.config import SweepConfig, class_images_needed
+from sweeps.config import SweepConfig, class_images_needed, named_subject
 from sweeps.execution.task import Scoring
 from sweeps.held_out import claim_held_out
 from sweeps.ledger.folder import RunFolder
-from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders
+from sweeps.photo_remarks import remarks_on_class_images, remarks_on_faces, remarks_on_folders
 from sweeps.prompts import Text, Texts
 from sweeps.space import MethodSpace
 from training.errors import UserError
@@ -36,7 +36,7 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
     Raises:
         UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
-    subject, face = config.subject, config.evaluation.face
+    subject, face = named_subject(config.subject), config.evaluation.face
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
     held_out = claim_held_out(config, folder)
@@ -54,6 +54,7 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
     if second is not None and second.face is not None:
         _embed(compared, load_face_encoder(second.face.encoder, "cpu"), folder.second_reference_file)
     remarks = [*remarks_on_folders(subject.photos, face.references), *remarks_on_faces(folder)]
+    remarks += remarks_on_class_images(config)
     return [*remarks, *([f"held out, not trained on: {listed(names)}"] if names else [])]
 
 

@@ -16,10 +16,10 @@ from evaluation.scores import EVALUATOR_VERSION
 from sweeps.ledger.folder import RunFolder
 from sweeps.wording import learning_rate_text
 from training.canonical import canonical_json
+from training.captions import read_caption
 from training.config import LoraConfig, MethodConfig, SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
-from training.photos import read_caption
 from training.pictures import find_photos
 
 NEUTRAL_EVALUATION_KEYS = frozenset(
@@ -51,9 +51,16 @@ def trial_id(config: MethodConfig) -> str:
 
 
 def photos_key(subject: SubjectConfig, references: Path | None) -> str:
-    """Hash of the photos' names, bytes and captions, of how they are cut and called, and of those compared with."""
-    digest = hashlib.sha256(canonical_json(subject, exclude={"photos"}).encode())
-    folders = {"photos": subject.photos} if references is None else {"photos": subject.photos, "references": references}
+    """Hash of the photos' names, bytes and captions, of how they are cut and called, and of those compared with.
+
+    One's own pictures of the class count as the photos do.
+    """
+    digest = hashlib.sha256(canonical_json(subject, exclude={"photos", "class_images"}).encode())
+    folders = {"photos": subject.photos}
+    if references is not None:
+        folders["references"] = references
+    if subject.class_images is not None:
+        folders["class_images"] = subject.class_images
     for role, folder in folders.items():
         for entry in _photo_entries(folder):
             digest.update(json.dumps([role, *entry]).encode())

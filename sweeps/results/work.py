@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ from sweeps.ledger.records import BASE_TRIAL, TrialRecord
 from sweeps.results.results import Results
 from sweeps.space import scoring_points
 from training.config import LoraConfig, MethodConfig
-from training.passes import Pass
+from training.passes import AdapterKind, Pass
 from training.photos import prepared_record
 from training.stats import STATS_FILE, StepStats, read_stats
 
@@ -97,6 +97,8 @@ class Prepared:
     """Different prompts that the photos have: captions, and the instance prompt where one has none."""
     num_class_images: int
     """Drawn so far."""
+    num_class_photos: int
+    """One's own."""
 
     @classmethod
     def of(cls, folder: RunFolder, resolution: int) -> Prepared:
@@ -109,6 +111,7 @@ class Prepared:
             is_flipped=bool(photos) and bool(record["subject"]["random_flip"]),
             num_prompts=len({photo["caption"] for photo in photos}),
             num_class_images=len(list(folder.dataset_dir.glob("class_images/*.png"))),
+            num_class_photos=len(record.get("class_photos", [])),
         )
 
 
@@ -223,7 +226,7 @@ def _separately(
         if not config.train_text_encoder:
             passes["training", Pass("text_encoder")] += rows  # likewise: pre_compute_text_embeddings is off by default
         work += Work(passes=passes)
-        if config.with_prior_preservation:
+        if config.with_prior_preservation and config.prior_from == "class_images":
             work += _drawn("class_images", config.num_class_images, UPSTREAM_CLASS_IMAGE_STEPS, CLASS_IMAGE_GUIDANCE)
     scored = (_scored("scoring", number, evaluation, config) for number in points.values())
     return reduce(add, scored, work)
@@ -237,20 +240,27 @@ def _rows(config: MethodConfig, steps: int) -> int:
 
 def _training_passes(config: MethodConfig, steps: int, prepared: Prepared) -> Counter[tuple[Stage, Pass]]:
     """What both ways of training ask of the modules that train."""
-    (rank, text_rank), checkpointing = _ranks(config), config.gradient_checkpointing
+    unet, text_encoder = _adapted(config)
     side, rows = prepared.resolution, _rows(config, steps)
+    how: dict[str, Any] = {"trains": True, "gradient_checkpointing": config.gradient_checkpointing}
     passes: Counter[tuple[Stage, Pass]] = Counter()
-    passes["training", Pass("unet", side, side, rank, True, checkpointing)] = rows
+    passes["training", replace(unet, width=side, height=side, **how)] = rows
     if config.train_text_encoder:
-        passes["training", Pass("text_encoder", None, None, text_rank, True, checkpointing)] = rows
+        last = min(steps, config.stop_text_encoder_training or steps)
+        passes["training", replace(text_encoder, **how)] = _rows(config, last)
+    if config.with_prior_preservation and config.prior_from == "base_model":
+        passes["training", Pass("unet", side, side)] = rows // 2
     return passes
 
 
-def _ranks(config: MethodConfig | None) -> tuple[int | None, int | None]:
-    """Of the LoRA layers in a trial's UNet and text encoder; without a config, the base model's, which has none."""
+def _adapted(config: MethodConfig | None) -> tuple[Pass, Pass]:
+    """A sample through a trial's UNet and text encoder; without a config, the base model's, which have no adapters."""
+    unet, text_encoder = Pass("unet"), Pass("text_encoder")
     if not isinstance(config, LoraConfig):
-        return None, None
-    return config.rank, config.rank if config.train_text_encoder else None
+        return unet, text_encoder
+    kind: AdapterKind = "dora" if config.use_dora else config.adapter
+    layers: dict[str, Any] = {"rank": config.rank, "target_modules": config.target_modules, "adapter": kind}
+    return replace(unet, **layers), replace(text_encoder, **layers) if config.train_text_encoder else text_encoder
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -264,10 +274,8 @@ def account_of_base(trial: TrialRecord, evaluation: EvaluationConfig) -> Account
 
 def _scored(stage: Stage, pictures: int, evaluation: EvaluationConfig, config: MethodConfig | None) -> Work:
     """Pictures to be scored, of a trial's checkpoint or, without a config, of the base model."""
-    rank, text_rank = _ranks(config)
     size = (evaluation.width, evaluation.height)
-    steps, guidance = evaluation.num_inference_steps, evaluation.guidance_scale
-    return _drawn(stage, pictures, steps, guidance, size, rank, text_rank)
+    return _drawn(stage, pictures, evaluation.num_inference_steps, evaluation.guidance_scale, size, config)
 
 
 def _drawn(
@@ -276,8 +284,7 @@ def _drawn(
     steps: int,
     guidance: float,
     size: tuple[int | None, int | None] = (None, None),
-    rank: int | None = None,
-    text_rank: int | None = None,
+    config: MethodConfig | None = None,
     with_controlnet: bool = False,
 ) -> Work:
     """Pictures of `steps` sampler steps; DDIM, DPM-Solver++ and UniPC call the UNet once a step.
@@ -286,8 +293,9 @@ def _drawn(
     """
     asked = pictures * (2 if guidance > 1 else 1)
     passes: Counter[tuple[Stage, Pass]] = Counter()
-    passes[stage, Pass("text_encoder", rank=text_rank)] = asked
-    passes[stage, Pass("unet", *size, rank=rank)] = steps * asked
+    unet, text_encoder = _adapted(config)
+    passes[stage, text_encoder] = asked
+    passes[stage, replace(unet, width=size[0], height=size[1])] = steps * asked
     if with_controlnet:
         passes[stage, Pass("controlnet", *size)] = steps * asked
     passes[stage, Pass("vae_decoder", *size)] = pictures
@@ -306,9 +314,11 @@ def _photos(prepared: Prepared) -> Account:
 
 def _class_images(prepared: Prepared) -> Account:
     """Drawn and encoded for all trials together; separate runs that need them draw their own."""
-    number = prepared.num_class_images
-    encoded = Work(passes=+Counter({("class_images", _square("vae_encoder", prepared)): number}))
-    made = _drawn("class_images", number, CLASS_IMAGE_STEPS, CLASS_IMAGE_GUIDANCE) + encoded
+    drawn = prepared.num_class_images
+    encoded = Work(
+        passes=+Counter({("class_images", _square("vae_encoder", prepared)): drawn + prepared.num_class_photos})
+    )
+    made = _drawn("class_images", drawn, CLASS_IMAGE_STEPS, CLASS_IMAGE_GUIDANCE) + encoded
     return Account(computed=made, to_the_end=made)
 
 
@@ -332,10 +342,9 @@ def _renders(folder: RunFolder, trials: Iterable[TrialRecord]) -> Account:
     configs = {trial.trial: trial.method_config for trial in trials if not trial.is_base}
     work = Work()
     for name in (BASE_TRIAL, *(rendered.trial for rendered in index.trials if rendered.trial in configs)):
-        rank, text_rank = _ranks(configs.get(name))
         for size in _picture_sizes(folder.renders_dir / name):
             steps, guidance = index.num_inference_steps, index.guidance_scale
-            work += _drawn("renders", 1, steps, guidance, size, rank, text_rank, with_controlnet=True)
+            work += _drawn("renders", 1, steps, guidance, size, configs.get(name), with_controlnet=True)
     return _alike(work)
 
 

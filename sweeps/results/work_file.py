@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.work import Account, Work
+from training.config import TargetModules
 from training.files import write_json
-from training.passes import Pass, PassPart
+from training.passes import AdapterKind, Pass, PassPart
 
 METHOD_NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 
@@ -58,6 +59,8 @@ class Cost(_Section):
     rank: int | None
     trains: bool
     gradient_checkpointing: bool
+    target_modules: TargetModules = "attention"
+    adapter: AdapterKind = "lora"
     flops: int
 
     @property

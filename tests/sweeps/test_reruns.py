@@ -52,6 +52,7 @@ ANOTHER: dict[str, Any] = {
 BY_CONTENT = {
     "base_model",
     "subject.photos",
+    "subject.class_images",
     "evaluation.face.encoder",
     "evaluation.face.references",
     "evaluation.clip.model",

@@ -61,7 +61,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(training.stable_diffusion, "TRAINED_DTYPE", torch.float64)
-    monkeypatch.setitem(training.methods._HALF_OR_FULL, "no", torch.float64)
+    monkeypatch.setitem(training.methods.FROZEN_DTYPES, "no", torch.float64)
     monkeypatch.setattr(training.pack, "first_lora", lambda *arguments: doubled(first_lora(*arguments)))
     monkeypatch.setattr(training.step, "draw_batch", draw)
     monkeypatch.setattr(training.batches, "_encode", lambda *arguments: encode(*arguments).double())

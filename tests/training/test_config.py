@@ -21,6 +21,7 @@ UPSTREAM = {
     "prior_loss_weight": 1.0,
     "num_class_images": 100,
     "class_prompt": None,
+    "class_images": None,  # class_data_dir there
     "instance_prompt": REQUIRED,
     "seed": None,
     "resolution": 512,
@@ -40,6 +41,7 @@ UPSTREAM = {
     "adam_weight_decay": 1e-2,
     "adam_epsilon": 1e-8,
     "max_grad_norm": 1.0,
+    "allow_tf32": False,
     "mixed_precision": "no",  # None there: whatever accelerate's own config says, "no" without one
 }
 """Defaults that the parsers of `train_dreambooth.py` and `train_dreambooth_lora.py` (diffusers 58eb52c) share, of the
@@ -56,6 +58,9 @@ UPSTREAM_DREAMBOOTH = UPSTREAM | {"learning_rate": 5e-6, "snr_gamma": None, "ima
 OURS_ALONE = {
     *("method", "photos", "rare_token", "crop", "random_flip", "lora_alpha", "text_encoder_learning_rate"),
     *("fused_adam", "channels_last", "compile", "held_out_photos"),
+    *("noise_offset", "caption_dropout_rate", "shuffle_caption", "keep_tokens", "face_loss_weight"),
+    *("stop_text_encoder_training", "optimizer", "prior_from"),
+    *("lora_alpha_ratio", "target_modules", "use_rslora", "use_dora", "adapter"),
 }
 """Fields without a flag upstream; `lora_alpha` defaults to the rank, which is what upstream's LoRA script fixes."""
 
@@ -98,6 +103,18 @@ def test_defaults_are_upstreams_or_a_written_difference(config: type[BaseModel],
         {"lr_scheduler": "polynomial", "learning_rate": 1e-8},
         {"fused_adam": True, "use_8bit_adam": True},
         {"method": "dreambooth", "channels_last": True, "use_8bit_adam": True},
+        {"optimizer": "prodigy"},
+        {"optimizer": "prodigy", "learning_rate": 1, "text_encoder_learning_rate": 1e-4},
+        {"optimizer": "prodigy", "learning_rate": 1, "use_8bit_adam": True},
+        {"optimizer": "adafactor", "fused_adam": True},
+        {"lora_alpha": 4, "lora_alpha_ratio": 1},
+        {"adapter": "loha", "use_dora": True},
+        {"adapter": "lokr", "lora_dropout": 0.1},
+        {"adapter": "loha", "use_rslora": True},
+        {"face_loss_weight": 0},
+        {"caption_dropout_rate": 1.1},
+        {"stop_text_encoder_training": 0},
+        {"method": "dreambooth", "use_dora": True},
     ],
 )
 def test_impossible_values_are_refused(bad: dict[str, object]) -> None:

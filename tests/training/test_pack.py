@@ -393,7 +393,7 @@ class Dispatches(TorchDispatchMode):
 def with_adapter(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
     """Peft's own layers over shared weights."""
     copy = training.stable_diffusion.shared_copy(unet)
-    copy.add_adapter(PeftConfig(r=rank, lora_alpha=rank, target_modules=UNET_TARGETS))
+    copy.add_adapter(PeftConfig(r=rank, lora_alpha=rank, target_modules=UNET_TARGETS["attention"]))
     return copy
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.tiny_models import draw_photos
+from training.captions import caption_files, read_caption, stray_captions
 from training.config import SubjectConfig
-from training.photos import caption_files, check_photos, crop_square, find_photos, read_caption, stray_captions
+from training.photos import check_photos, crop_square, find_photos
 
 
 @pytest.fixture

@@ -54,6 +54,11 @@ def predict(run: TrainingRun, inputs: MicroStepInputs) -> Tensor:
         return run.weights.unet(inputs.noisy_latents, inputs.timesteps, inputs.conditioning).sample
 
 
+def given(inputs: MicroStepInputs) -> list[Tensor]:
+    """What is in them."""
+    return [tensor for tensor in vars(inputs).values() if tensor is not None]
+
+
 def add_gradients(run: TrainingRun, rows: list[int] | None = None) -> list[float]:
     """Forward and backward of one step's micro-steps, of some rows of each batch; their losses."""
     losses = []
@@ -61,7 +66,7 @@ def add_gradients(run: TrainingRun, rows: list[int] | None = None) -> list[float
         with dropout_at(run, micro_step):
             inputs = micro_step_inputs(run, micro_step)
             if rows is not None:
-                inputs = MicroStepInputs(*(tensor[rows] for tensor in vars(inputs).values()))
+                inputs = MicroStepInputs(*(tensor[rows] for tensor in given(inputs)))
             prediction = predict(run, inputs)
         loss = micro_step_loss(run, prediction, inputs)
         run.scaler.scale(loss / run.config.gradient_accumulation_steps).backward()
@@ -105,7 +110,7 @@ def test_several_runs_inputs_may_go_through_one_forward_pass(dataset: Dataset, t
     runs = [start_run(config, dataset, CPU) for config in configs]
     inputs = [micro_step_inputs(run, 0) for run in runs]
     together = MicroStepInputs(
-        *(torch.cat(tensors) for tensors in zip(*(vars(i).values() for i in inputs), strict=True))
+        *(torch.cat(tensors) for tensors in zip(*(given(i) for i in inputs), strict=True))
     )
     unet = frozen_module(dataset.base_model, "unet", CPU, torch.float32)
     prediction = unet(together.noisy_latents, together.timesteps, together.conditioning).sample
