@@ -190,15 +190,16 @@ def lora_tensors(modules: TrainedModules) -> LoraTensors:
 def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
     """Write `LORA_FILE` from bare tensors, which may be views of larger ones; no module is needed.
 
-    With them go the adapters' settings, without which alpha would come back as the rank. A LoRA's names are diffusers',
-    those of other adapters peft's, after `unet.` and `text_encoder.`.
+    With them go the adapters' settings, without which alpha would come back as the rank. What diffusers' scripts train
+    has the names that they write. Everything else has peft's, after `unet.` and `text_encoder.`: diffusers' own names
+    are for attention alone, and of a file with names of both kinds its loader leaves one kind out.
     """
     _assert_as_configured(config, tensors)
     settings = {
         "unet": _adapter_settings(config, UNET_TARGETS),
         "text_encoder": _adapter_settings(config, TEXT_ENCODER_TARGETS),
     }
-    if config.adapter != "lora":
+    if not _is_upstreams(config):
         _save_adapters(tensors, settings, folder)
         return
     StableDiffusionPipeline.save_lora_weights(
@@ -212,11 +213,18 @@ def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
     _sort_metadata(folder / LORA_FILE)
 
 
+def _is_upstreams(config: LoraConfig) -> bool:
+    """Are the adapters those that diffusers' own LoRA scripts train?"""
+    return config.adapter == "lora" and config.target_modules == "attention" and not config.use_dora
+
+
 def _save_adapters(tensors: LoraTensors, settings: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """What diffusers has no writer for, laid out as its own writer lays out a LoRA."""
+    """Under peft's names, laid out as diffusers lays out a LoRA."""
     parts = {"unet": tensors.unet, "text_encoder": tensors.text_encoder or {}}
     named = {
-        f"{part}.{name}": tensor.contiguous() for part, own in parts.items() for name, tensor in sorted(own.items())
+        f"{part}.{_read_by_all(name, part)}": tensor.contiguous()
+        for part, own in parts.items()
+        for name, tensor in sorted(own.items())
     }
     metadata = {f"{part}.{key}": value for part, own in settings.items() if parts[part] for key, value in own.items()}
     entries = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, indent=2, sort_keys=True)}
@@ -224,11 +232,20 @@ def _save_adapters(tensors: LoraTensors, settings: Mapping[str, Mapping[str, Any
     _sort_metadata(folder / LORA_FILE)
 
 
+_MAGNITUDES = ".lora_magnitude_vector"
+
+
+def _read_by_all(name: str, part: str) -> str:
+    """A DoRA's magnitudes in a text encoder as transformers' loader looks for them: peft's name, then `.weight`."""
+    return f"{name}.weight" if part == "text_encoder" and name.endswith(_MAGNITUDES) else name
+
+
 def load_lora(folder: Path) -> LoraTensors:
     """What `save_lora` wrote, on the CPU."""
     tensors = load_file(folder / LORA_FILE)
-    if not any(".lora" in name for name in tensors):
-        return LoraTensors(_under("unet.", tensors), _under("text_encoder.", tensors) or None)
+    if not any(".lora." in name or ".lora_linear_layer." in name for name in tensors):
+        as_peft = {name.replace(f"{_MAGNITUDES}.weight", _MAGNITUDES): tensor for name, tensor in tensors.items()}
+        return LoraTensors(_under("unet.", as_peft), _under("text_encoder.", as_peft) or None)
     state, _ = StableDiffusionPipeline.lora_state_dict(str(folder), weight_name=LORA_FILE)
     unet, text_encoder = _under("unet.", state), _under("text_encoder.", state)
     return LoraTensors(
@@ -252,7 +269,7 @@ def pipeline_with_weights(
     """
     if isinstance(config, LoraConfig):
         pipeline = base_pipeline(base_model, device, dtype, share_frozen=share_frozen)
-        if config.adapter == "lora":
+        if _is_upstreams(config):
             with _without_remarks_on_absent_parts():
                 pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
         else:
@@ -268,7 +285,10 @@ def pipeline_with_weights(
 
 
 def _load_adapters(config: LoraConfig, pipeline: StableDiffusionPipeline, tensors: LoraTensors) -> None:
-    """Put adapters that diffusers does not load into a pipeline, in its precision."""
+    """Put adapters into a pipeline, in its precision, without diffusers' loader.
+
+    It knows no LoHa, and needs names of its own for some of the others.
+    """
     modules = [(pipeline.unet, UNET_TARGETS)]
     if tensors.text_encoder is not None:
         modules.append((pipeline.text_encoder, TEXT_ENCODER_TARGETS))

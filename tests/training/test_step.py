@@ -109,9 +109,7 @@ def test_several_runs_inputs_may_go_through_one_forward_pass(dataset: Dataset, t
     configs = [LORA, LORA.model_copy(update={"rank": 4, "seed": 5, "train_batch_size": 3, "snr_gamma": 5.0})]
     runs = [start_run(config, dataset, CPU) for config in configs]
     inputs = [micro_step_inputs(run, 0) for run in runs]
-    together = MicroStepInputs(
-        *(torch.cat(tensors) for tensors in zip(*(given(i) for i in inputs), strict=True))
-    )
+    together = MicroStepInputs(*(torch.cat(tensors) for tensors in zip(*(given(i) for i in inputs), strict=True)))
     unet = frozen_module(dataset.base_model, "unet", CPU, torch.float32)
     prediction = unet(together.noisy_latents, together.timesteps, together.conditioning).sample
     predictions = prediction.split([config.train_batch_size for config in configs])
