@@ -21,14 +21,14 @@ from torch import Tensor
 
 from sweeps.config import SweepConfig, trigger_words
 from sweeps.export.layouts import TEXT_MODEL, kohya_layout, original_layout, with_text_model_prefix
-from sweeps.export.model_card import model_card
+from sweeps.export.model_card import ADAPTER_NAMES, model_card
 from sweeps.ledger.mirror import bring_here
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results, read_results
 from sweeps.results.weights import weights_problem
 from sweeps.wording import public_name
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
-from training.config import LoraConfig
+from training.config import LoraConfig, TrainConfig
 from training.errors import UserError
 from training.files import whole_folder
 from training.layout import LORA_FILE
@@ -98,6 +98,7 @@ def export_checkpoint(
     except UserError as error:
         problem = weights_problem(results.folder, row, digests=True)
         raise UserError(f"export: {f'{results.folder.dir}: {problem}' if problem else error}") from error
+    _check_adapter(format, row.trial, checkpoint.config)
     export = _Export(results, config, row, checkpoint)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest) as part:
@@ -124,6 +125,28 @@ def _check_format(format: str, row: Row) -> None:  # noqa: A002
     if format in LORA_FORMATS and row.method != "lora":
         fitting = " or ".join(name for name in WRITERS if name not in LORA_FORMATS)
         raise UserError(f"export: format {format} is for a LoRA, and {row.trial} is a full fine-tune; use {fitting}")
+
+
+def _check_adapter(format: str, trial: str, config: TrainConfig) -> None:  # noqa: A002
+    """Refuse a file that nobody could load, or that its readers would read as another model.
+
+    Readers of kohya's layout put a DoRA's magnitudes on the inputs, or divide by the norm of the untouched weights:
+    ComfyUI and Forge did the one in some releases and do the other in later ones, peft does neither. diffusers drops
+    them.
+    """
+    if not isinstance(config, LoraConfig):
+        return
+    merged = "use diffusers or checkpoint, in which it is merged into the base model"
+    if format == "lora" and config.adapter != "lora":
+        raise UserError(
+            f"export: diffusers loads no {ADAPTER_NAMES[config.adapter]} file, and {trial} is one; {merged}, or kohya, "
+            "which A1111 and ComfyUI read"
+        )
+    if format == "kohya" and config.use_dora:
+        raise UserError(
+            f"export: programs that read kohya's layout compute another model from a DoRA, and {trial} is one; "
+            f"{merged}, or lora, which diffusers reads"
+        )
 
 
 def _check_dest(dest: Path) -> None:
@@ -206,6 +229,7 @@ def _write_checkpoint(export: _Export, folder: Path) -> str:
 
 
 LORA_FORMATS = ("lora", "kohya")
+KOHYA_OPTIMIZERS = {"adamw": "AdamW", "prodigy": "Prodigy", "adafactor": "Adafactor"}
 WRITERS: dict[str, Callable[[_Export, Path], str | None]] = {
     "diffusers": _write_diffusers,
     "lora": _write_lora,
@@ -218,15 +242,14 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
     """The `ss_*` entries that A1111 and kohya's tools show, all text; names of files and folders stay here."""
     config, subject = export.checkpoint.config, export.config.subject
     assert isinstance(config, LoraConfig), "only a LoRA has kohya's layout"
-    alpha = config.rank if config.lora_alpha is None else config.lora_alpha
     num_photos = len(list((export.results.folder.dataset_dir / "photos").glob("*.png")))
     text_encoder_rate = (
         (config.text_encoder_learning_rate or config.learning_rate) if config.train_text_encoder else None
     )
     entries: dict[str, Any] = {
-        "ss_network_module": "networks.lora",
+        **_network_module(config),
         "ss_network_dim": config.rank,
-        "ss_network_alpha": float(alpha),
+        "ss_network_alpha": float(config.alpha),
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": config.learning_rate,
         "ss_text_encoder_lr": text_encoder_rate,
@@ -235,13 +258,15 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
         "ss_seed": config.seed,
         "ss_lr_scheduler": config.lr_scheduler,
         "ss_lr_warmup_steps": config.lr_warmup_steps,
-        "ss_optimizer": "AdamW8bit" if config.use_8bit_adam else "AdamW",
+        "ss_optimizer": "AdamW8bit" if config.use_8bit_adam else KOHYA_OPTIMIZERS[config.optimizer],
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_mixed_precision": config.mixed_precision,
         "ss_total_batch_size": config.train_batch_size,
         "ss_gradient_accumulation_steps": config.gradient_accumulation_steps,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_min_snr_gamma": config.snr_gamma,
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_caption_dropout_rate": config.caption_dropout_rate,
         "ss_prior_loss_weight": config.prior_loss_weight if config.with_prior_preservation else None,
         "ss_num_train_images": num_photos,
         "ss_num_reg_images": config.num_class_images if config.with_prior_preservation else 0,
@@ -256,6 +281,13 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
         "sshs_model_hash": _hash_of_tensors(tensors),
     }
     return {**{key: str(value) for key, value in entries.items()}, **_modelspec(export, "stable-diffusion-v1/lora")}
+
+
+def _network_module(config: LoraConfig) -> dict[str, Any]:
+    """Which of kohya's networks the file is of; other adapters than LoRA are LyCORIS'."""
+    if config.adapter == "lora":
+        return {"ss_network_module": "networks.lora"}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": config.adapter})}
 
 
 def _modelspec(export: _Export, architecture: str) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from peft.tuners.loha import LoHaLayer
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -132,7 +134,11 @@ def _vae_with_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kohya_layout(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    """The pipeline's one LoRA under kohya's names: `lora_down`, `lora_up` and a float `alpha` for each layer."""
+    """The pipeline's one adapter under kohya's names.
+
+    For each layer a float `alpha` and a LoRA's `lora_down` and `lora_up`, or, as LyCORIS names them, a LoHa's `hada_*`
+    or a LoKr's `lokr_*`. A DoRA has no place among them: see `export`.
+    """
     return {
         **_kohya_layers(pipeline.unet, "lora_unet", ""),
         **_kohya_layers(pipeline.text_encoder, "lora_te", TEXT_MODEL),
@@ -142,11 +148,11 @@ def kohya_layout(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
 def _kohya_layers(module: nn.Module, prefix: str, path_prefix: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer | LoHaLayer | LoKrLayer):
             full_path = path if path.startswith(path_prefix) else path_prefix + path
             name = f"{prefix}_{full_path.replace('.', '_')}"
-            for key, tensor in _down_up_alpha(layer).items():
-                tensors[f"{name}.{key}"] = tensor
+            own = _down_up_alpha(layer) if isinstance(layer, LoraLayer) else _lycoris_tensors(layer)
+            tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
     return tensors
 
 
@@ -155,8 +161,26 @@ def _down_up_alpha(layer: Any) -> dict[str, Tensor]:
     (adapter,) = layer.lora_A
     down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
     alpha = float(layer.scaling[adapter]) * down.shape[0]
-    return {
-        "lora_down.weight": down.cpu().contiguous(),
-        "lora_up.weight": up.cpu().contiguous(),
-        "alpha": torch.tensor(alpha, dtype=torch.float32),
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha, dtype=torch.float32)}
+    assert adapter not in layer.lora_magnitude_vector, "a DoRA is not written in this layout"
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _lycoris_tensors(layer: Any) -> dict[str, Tensor]:
+    """One LoHa's or LoKr's weights as LyCORIS names them.
+
+    What scales a LoKr is written into its first factor: where both factors are whole, readers look at no alpha.
+    """
+    (adapter,) = layer.r
+    tensors = {
+        name: getattr(layer, name)[adapter].detach()
+        for name in layer.adapter_layer_names
+        if adapter in getattr(layer, name)
     }
+    alpha, rank = float(layer.scaling[adapter]) * layer.r[adapter], layer.r[adapter]
+    if isinstance(layer, LoKrLayer):
+        first = "lokr_w1" if "lokr_w1" in tensors else "lokr_w1_a"
+        tensors[first] = tensors[first] * (alpha / rank)
+        alpha = float(rank)
+    tensors["alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from sweeps.config import SweepConfig, trigger_words
@@ -22,21 +24,28 @@ from sweeps.results.intervals import Difference, Interval
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results
 from sweeps.wording import learning_rate_text, public_name
+from training.config import Adapter, LoraConfig, MethodConfig
 
+_IMPORTS = """import torch
+from diffusers import StableDiffusionPipeline
+"""
+_ON_BASE = (
+    _IMPORTS
+    + """pipeline = StableDiffusionPipeline.{load_base}({base}, dtype=torch.float32)
+pipeline.load_lora_weights("<this folder>", weight_name="{file}")"""
+)
 HOW_TO_LOAD = {
-    "diffusers": """from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")""",
-    "lora": """from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained({base})
-pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
-    "kohya": """# A1111 and Forge: copy {file} to models/Lora; ComfyUI: models/loras. In diffusers:
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained({base})
-pipeline.load_lora_weights("<this folder>", weight_name="{file}")""",
-    "checkpoint": """# A1111, Forge: copy {file} to models/Stable-diffusion; ComfyUI: models/checkpoints. In diffusers:
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_single_file("<this folder>/{file}")""",
+    "diffusers": _IMPORTS
+    + """pipeline = StableDiffusionPipeline.from_pretrained("<this folder>", dtype=torch.float32)""",
+    "lora": _ON_BASE,
+    "kohya": "# A1111 and Forge: copy {file} to models/Lora; ComfyUI: models/loras. In diffusers:\n" + _ON_BASE,
+    "checkpoint": "# A1111, Forge: copy {file} to models/Stable-diffusion; ComfyUI: models/checkpoints. In diffusers:\n"
+    + _IMPORTS
+    + """pipeline = StableDiffusionPipeline.from_single_file("<this folder>/{file}", dtype=torch.float32)""",
 }
+"""Without a `dtype` transformers takes a text encoder in the precision in which it is stored, diffusers a UNet in
+float32, and of a base model that is stored in half precision the two do not go together."""
+_FOR_OTHER_PROGRAMS = "A1111, Forge and ComfyUI read {file} (models/Lora, models/loras); diffusers does not."
 
 
 def model_card(results: Results, config: SweepConfig, row: Row, format: str, file: str | None) -> str:  # noqa: A002
@@ -49,17 +58,17 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         format: one of `HOW_TO_LOAD`.
         file: name of the weights file, if there is a single one.
     """
+    trial = TypeAdapter(MethodConfig).validate_python(_trial_config(results, row))
+    adapter = trial.adapter if isinstance(trial, LoraConfig) else None
     licence = base_model_licence(config.base_model)
     base = public_name(config.base_model)
     parts = [
         _header(config, row, licence),
         f"# {config.name}",
-        _what_it_is(config, row),
+        _what_it_is(config, row, ADAPTER_NAMES[adapter] if adapter else None),
         f"## Words that call it\n\n{code(trigger_words(config.subject))}, "
         f"as in {code(config.subject.instance_prompt)}.",
-        f"## Loading it\n\n```python\n{HOW_TO_LOAD[format].format(base=quoted(base), file=file)}\n"
-        f"image = pipeline({quoted(config.subject.instance_prompt)}).images[0]\n```\n\n"
-        "Weights are float32, as they were trained; load them with `dtype=torch.float16` where memory counts.",
+        f"## Loading it\n\n{_loading(config, adapter, format, file)}",
         f"## Scores\n\n{_scores(results, config, row)}",
         f"## Settings\n\n```yaml\n{yaml.safe_dump(_trial_config(results, row), sort_keys=False)}```",
         f"## Licence\n\n{_licence_text(base, licence)}",
@@ -67,6 +76,24 @@ def model_card(results: Results, config: SweepConfig, row: Row, format: str, fil
         "nor against their will.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loading(config: SweepConfig, adapter: Adapter | None, format: str, file: str | None) -> str:  # noqa: A002
+    """How the file is loaded, as a program that runs as it stands once the folder's name is in it."""
+    if format == "kohya" and adapter not in (None, "lora"):
+        return _FOR_OTHER_PROGRAMS.format(file=file)
+    base = public_name(config.base_model)
+    load_base = "from_single_file" if base.endswith(".safetensors") else "from_pretrained"
+    program = HOW_TO_LOAD[format].format(base=quoted(base), load_base=load_base, file=file)
+    merged = (
+        ""
+        if adapter is None or format in ("lora", "kohya")
+        else " The adapter is merged into the base model's weights."
+    )
+    return (
+        f"```python\n{program}\nimage = pipeline({quoted(config.subject.instance_prompt)}).images[0]\n```\n\n"
+        "Weights are float32, as they were trained; `dtype=torch.float16` takes half the memory." + merged
+    )
 
 
 def code(text: str) -> str:
@@ -156,8 +183,11 @@ def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _OneLineDumper.add_representer(str, _one_line)
 
 
-def _what_it_is(config: SweepConfig, row: Row) -> str:
-    method = f"A LoRA of rank {row.rank}" if row.method == "lora" else "A full DreamBooth fine-tune"
+ADAPTER_NAMES: Mapping[Adapter, str] = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+
+
+def _what_it_is(config: SweepConfig, row: Row, adapter: str | None) -> str:
+    method = f"A {adapter} of rank {row.rank}" if adapter else "A full DreamBooth fine-tune"
     return (
         f"{method} of {code(public_name(config.base_model))}, trained for {row.step} steps at learning rate "
         f"{learning_rate_text(row.learning_rate)} (seed {row.seed}). Trial {code(row.trial)} of the sweep "

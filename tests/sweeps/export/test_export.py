@@ -44,11 +44,17 @@ LORA_CONFIGS = {
     "lora_both": LoraConfig(rank=3, lora_alpha=6, learning_rate=1e-3, train_text_encoder=True, seed=1),
     "lora_unet": LoraConfig(rank=2, learning_rate=1e-4),
 }
+OTHER_ADAPTERS = {
+    "dora": LoraConfig(rank=2, learning_rate=1e-3, use_dora=True, target_modules="all", train_text_encoder=True),
+    "rslora": LoraConfig(rank=3, learning_rate=1e-3, use_rslora=True, target_modules="attention+ff", seed=2),
+    "loha": LoraConfig(rank=2, lora_alpha=3, learning_rate=1e-3, adapter="loha", train_text_encoder=True),
+    "lokr": LoraConfig(rank=1, lora_alpha_ratio=2, learning_rate=1e-3, adapter="lokr", target_modules="attention+ff"),
+}
 FULL_CONFIGS = {
     "full_both": DreamBoothConfig(learning_rate=1e-6, train_text_encoder=True),
     "full_unet": DreamBoothConfig(learning_rate=2e-6),
 }
-CONFIGS = {**LORA_CONFIGS, **FULL_CONFIGS}
+CONFIGS = {**LORA_CONFIGS, **OTHER_ADAPTERS, **FULL_CONFIGS}
 WEIGHTLESS = {".json", ".md", ".txt"}
 
 
@@ -128,6 +134,9 @@ def reload(kind: str, folder: Path, base: str) -> StableDiffusionPipeline:
 
 CASES = [
     *((trial, kind) for trial in LORA_CONFIGS for kind in WRITERS),
+    *(("rslora", kind) for kind in WRITERS),
+    *(("dora", kind) for kind in WRITERS if kind != "kohya"),
+    *((trial, kind) for trial in ("loha", "lokr") for kind in ("diffusers", "checkpoint")),
     *((trial, kind) for trial in FULL_CONFIGS for kind in ("diffusers", "checkpoint")),
 ]
 
@@ -184,6 +193,70 @@ def test_kohya_keys_are_those_of_kohya_s_own_network(run_dir: Path, tiny_base: s
         else:
             assert tensor.dtype == torch.float32
             assert 3 in tensor.shape
+
+
+def lycoris_update(tensors: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> torch.Tensor:
+    """W' - W as ComfyUI computes it from a file of LyCORIS: Yeh et al. 2023, equations 4 and 6."""
+    own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.partition(".")[0] == name}
+    alpha = float(own["alpha"])
+    if "hada_w1_a" in own:
+        scale = alpha / own["hada_w1_b"].shape[0]
+        return (scale * (own["hada_w1_a"] @ own["hada_w1_b"]) * (own["hada_w2_a"] @ own["hada_w2_b"])).view(
+            weight.shape
+        )
+    ranks = [own[f"lokr_w{n}_b"].shape[0] for n in (1, 2) if f"lokr_w{n}" not in own]
+    factors = [own[f"lokr_w{n}"] if f"lokr_w{n}" in own else own[f"lokr_w{n}_a"] @ own[f"lokr_w{n}_b"] for n in (1, 2)]
+    scale = alpha / ranks[-1] if ranks else 1.0
+    return (scale * torch.kron(factors[0], factors[1].flatten(1))).view(weight.shape)
+
+
+@pytest.mark.parametrize("trial", ["loha", "lokr"])
+def test_other_adapters_are_lycoris_files(
+    trial: str, run_dir: Path, tiny_base: str, wanted: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Read as ComfyUI reads them, they make the checkpoint's picture; as a diffusers LoRA they are refused."""
+    folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format="kohya")
+    tensors = load_file(folder / "ada.safetensors")
+    base = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True, dtype=torch.float32)
+    names = {key.partition(".")[0] for key in tensors}
+    for module, prefix in ((base.unet, "lora_unet_"), (base.text_encoder, "lora_te_text_model_")):
+        for path, layer in module.named_modules():
+            name = prefix + path.replace(".", "_")
+            if name in names:
+                names.remove(name)
+                layer.weight.data = layer.weight.data + lycoris_update(tensors, name, layer.weight)
+    assert not names
+    assert np.abs(picture(base) - wanted[trial]).max() < TOLERANCE
+    metadata = metadata_of(folder / "ada.safetensors")
+    assert metadata["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(metadata["ss_network_args"]) == {"algo": trial}
+    with pytest.raises(ValueError, match=r"export: diffusers loads no Lo(Ha|Kr)"):
+        export_checkpoint(run_dir, tmp_path / "lora", trial=trial, format="lora")
+
+
+def test_a_dora_is_not_written_for_those_who_read_it_otherwise(run_dir: Path, tmp_path: Path) -> None:
+    """Better no file than one that makes other pictures than those that were scored."""
+    with pytest.raises(ValueError, match="compute another model from a DoRA, and dora is one; use diffusers or"):
+        export_checkpoint(run_dir, tmp_path / "out", trial="dora", format="kohya")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_the_cards_program_runs_as_printed(kind: str, run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+    """Also where the base model lies in half precision; but for the places, which only the reader knows."""
+    half = tmp_path / "half"
+    StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float16, safety_checker=None).save_pretrained(half)
+    folder = export_checkpoint(run_dir, tmp_path / "out", format=kind)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    program = program.replace("<this folder>", str(folder)).replace('"tiny-sd"', repr(str(half)))
+    if kind == "checkpoint":  # its configs come from the hub, where they are not at hand
+        program = program.replace("dtype=", f"config={str(half)!r}, local_files_only=True, dtype=")
+    program = program.replace(").images[0]", ", num_inference_steps=1, height=64, width=64).images[0]")
+    names: dict[str, Any] = {}
+    exec(program, names)  # noqa: S102 -- it is what the card tells people to do
+    assert names["image"].size == (64, 64)
+    assert {parameter.dtype for parameter in names["pipeline"].unet.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in names["pipeline"].text_encoder.parameters()} == {torch.float32}
 
 
 def metadata_of(path: Path) -> dict[str, str]:
