@@ -41,6 +41,8 @@ from sweeps.space import (
     parse_space,
 )
 from sweeps.wording import shorten, unknown_key
+from training.base_name import BaseName
+from training.canonical import added_in
 from training.config import METHODS, MethodConfig, SubjectConfig
 from training.errors import UserError
 from training.paths import NameOrPath, relative_to, resolve
@@ -216,6 +218,16 @@ class SweepConfig(_Section):
     name: str
     base_model: NameOrPath = Field(min_length=1)
     """Hub id, local diffusers folder, or a single-file `.safetensors` checkpoint."""
+    revision: str | None = Field(
+        default=None, min_length=1, pattern=r"^[\w.\-/]+$", json_schema_extra=added_in("0.2.0")
+    )
+    """Branch, tag or commit of a hub id. Default: what its main branch is by then."""
+    variant: str | None = Field(default=None, min_length=1, pattern=r"^[\w.\-/]+$", json_schema_extra=added_in("0.2.0"))
+    """Which of a hub id's weights, `fp16` for half the download. Default: the plain ones, or fp16 where there are no
+    others."""
+    clip_skip: int = Field(default=1, ge=1, le=12, json_schema_extra=added_in("0.2.0"))
+    """Prompts are read from this layer of the text encoder, counted from its last, as A1111 and kohya count; diffusers'
+    `clip_skip` is one less. The same in training, in scoring and in what is exported."""
     subject: SubjectConfig
     methods: dict[str, dict[str, Value]]
     search: SearchConfig = SearchConfig()
@@ -257,6 +269,11 @@ class SweepConfig(_Section):
             except MisplacedError as error:
                 raise MisplacedError(f"{method}.{error.place}".rstrip("."), error.law) from None
         return methods
+
+    @property
+    def base(self) -> str:
+        """The base model with all that is said of it: the name by which everything that loads it knows it."""
+        return str(BaseName(self.base_model, self.revision, self.variant, self.clip_skip))
 
     @model_validator(mode="after")
     def _laws_between_sections(self) -> SweepConfig:

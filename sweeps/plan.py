@@ -31,6 +31,7 @@ from sweeps.wording import bytes_text
 from training.architecture import text_encoder_shapes, unet_shapes
 from training.base_model import STABLE_DIFFUSION_15 as CONFIGS_OF_STABLE_DIFFUSION_15
 from training.base_model import Configs, check_base_model, look_at
+from training.base_name import parse_base_name
 from training.config import DreamBoothConfig, LoraConfig, MethodConfig, Optimizer, TargetModules
 from training.errors import UserError
 from training.photos import check_photos
@@ -223,7 +224,7 @@ def check_sweep(config: SweepConfig) -> Plan:
     """
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
-    check_base_model(config.base_model)
+    check_base_model(config.base)
     check_face_encoder(config.evaluation.face.encoder, weights_present=False)
     check_clip(config.evaluation.clip, weights_present=False)
     if (second := config.evaluation.second_opinion) is not None:
@@ -268,7 +269,7 @@ def plan_of(config: SweepConfig) -> Plan:
     listed = is_listed(config)
     as_listed = config if listed else _drawn_at_random(config)
     trials = tuple(listed_trials(as_listed))[: num_planned(config)]
-    sizes = base_sizes(config.base_model)
+    sizes = base_sizes(config.base)
     points = [scoring_points(trial, config.evaluation.at_steps) for trial in trials]
     num_checkpoints = sum(map(len, points))
     num_images = _num_images(config.evaluation, num_checkpoints)
@@ -367,7 +368,7 @@ def base_sizes(base_model: str) -> BaseSizes:
     Raises:
         UserError: it is local and no usable base model.
     """
-    look = look_at(base_model) if Path(base_model).exists() else None
+    look = look_at(base_model) if Path(parse_base_name(base_model).name).exists() else None
     if look is None:
         return STABLE_DIFFUSION_15
     return sizes_of(look.configs)

@@ -83,7 +83,7 @@ def check_prompts(config: SweepConfig) -> tuple[str, ...]:
             f"render.prompt: must name the person with the rare token {token!r}, got {config.render.prompt!r}"
         )
     texts = Texts.of(config)
-    reader = reader_of_base_model(config.base_model)
+    reader = reader_of_base_model(config.base)
     if reader is not None:
         refuse_cut(texts.by_pipeline, reader)
     else:

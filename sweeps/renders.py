@@ -36,7 +36,7 @@ class RenderJob:
     @classmethod
     def of(cls, config: SweepConfig, render: RenderConfig, best: Sequence[Row]) -> RenderJob:
         """The sweep's own renders: as many of the best trials as the section says."""
-        return cls(render, config.base_model, config.subject.instance_prompt, tuple(best[: render.top]), config.storage)
+        return cls(render, config.base, config.subject.instance_prompt, tuple(best[: render.top]), config.storage)
 
     @property
     def index(self) -> dict[str, Any]:

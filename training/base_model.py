@@ -7,7 +7,7 @@ or with a tokenizer of another model, is refused by its name. Only configs and t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -33,6 +33,7 @@ from training.architecture import (
     unet_shapes,
     vae_shapes,
 )
+from training.base_name import BaseName, parse_base_name
 from training.errors import UserError
 from training.model_kinds import INDEX_FILE, NEEDED, PARTS, kind_of_file, kind_of_folder, kind_of_pipeline, kind_of_unet
 from training.vocabulary import check_vocabulary, read_vocabulary
@@ -122,6 +123,31 @@ def look_at(base_model: str) -> BaseModelLook | None:
 
 
 def _look_at(base_model: str) -> BaseModelLook | None:
+    named = parse_base_name(base_model)
+    look = _look_at_named(named.name)
+    if look is None:
+        _check_cached_index(named)
+        return None
+    for option in ("revision", "variant"):
+        if (value := getattr(named, option)) is not None:
+            raise UserError(f"{option} is a hub id's, got {value} for {named.name}, which lies here")
+    return replace(look, configs=_with_clip_skip(look.configs, named))
+
+
+def _with_clip_skip(configs: Configs, named: BaseName) -> Configs:
+    """The text encoder as it is read.
+
+    Raises:
+        UserError: nothing of it would be left.
+    """
+    layers = configs.text_encoder.num_hidden_layers
+    if not 1 <= named.clip_skip <= layers:
+        raise UserError(f"clip_skip: {named.name} has a text encoder of {layers} layers, got {named.clip_skip}")
+    text_encoder = configs.text_encoder.model_copy(update={"num_hidden_layers": layers - named.clip_skip + 1})
+    return replace(configs, text_encoder=text_encoder)
+
+
+def _look_at_named(base_model: str) -> BaseModelLook | None:
     path = Path(base_model)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise UserError(
@@ -137,7 +163,6 @@ def _look_at(base_model: str) -> BaseModelLook | None:
         return _look_at_folder(path)
     if not _looks_like_hub_id(base_model):
         raise UserError(f"no such file, folder or hub id: {base_model}")
-    _check_cached_index(base_model)
     return None
 
 
@@ -150,12 +175,13 @@ def configs_of(base_model: str) -> Configs | None:
     look = look_at(base_model)
     if look is not None:
         return look.configs
-    cached = try_to_load_from_cache(base_model, INDEX_FILE)
+    named = parse_base_name(base_model)
+    cached = try_to_load_from_cache(named.name, INDEX_FILE, revision=named.revision)
     folder = Path(cached).parent if isinstance(cached, str) else None
     if folder is None or not all((folder / part / "config.json").is_file() for part in MODELS):
         return None
     try:
-        return _look_at_configs(folder)
+        return _with_clip_skip(_look_at_configs(folder), named)
     except UserError as error:
         raise UserError(f"base_model: {error}") from None
 
@@ -381,11 +407,11 @@ def _looks_like_hub_id(base_model: str) -> bool:
     return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
 
 
-def _check_cached_index(base_model: str) -> None:
+def _check_cached_index(named: BaseName) -> None:
     """What was downloaded before tells its kind; what was not is not asked for."""
     try:
-        cached = try_to_load_from_cache(base_model, INDEX_FILE)
+        cached = try_to_load_from_cache(named.name, INDEX_FILE, revision=named.revision)
     except HFValidationError:
-        raise UserError(f"no such file, folder or hub id: {base_model}") from None
+        raise UserError(f"no such file, folder or hub id: {named.name}") from None
     if isinstance(cached, str):
-        _check_index(Path(cached), base_model)
+        _check_index(Path(cached), named.name)

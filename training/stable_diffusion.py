@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from training.architecture import TextEncoderConfig
 from training.base_model import BaseModelLook, check_base_model, check_prediction_type, config_folder, look_at
+from training.base_name import BaseName, parse_base_name
 from training.errors import UserError
 from training.files import sha256_of
 from training.model_kinds import INDEX_FILE
@@ -49,17 +50,20 @@ def load_base_model(base_model: str) -> StableDiffusionPipeline:
 
     Args:
         base_model: a hub id, a local diffusers folder, or one `.safetensors` file in Stable Diffusion's original
-            layout. Such a file needs the small configs of its pipeline too: they are looked for in a folder of the
-            file's name without suffix, else asked of the hub.
+            layout, with options as `BaseName` writes them. Such a file needs the small configs of its pipeline too:
+            they are looked for in a folder of the file's name without suffix, else asked of the hub.
 
     Raises:
         UserError: there is no such model, or it is none that `check_base_model` lets pass.
     """
-    if Path(base_model).suffix == ".safetensors":
-        pipeline = _load_single_file(Path(base_model))
+    named = parse_base_name(base_model)
+    if Path(named.name).suffix == ".safetensors":
+        check_base_model(base_model)
+        pipeline = _load_single_file(Path(named.name))
     else:
-        pipeline = _load_folder(base_model, _local_folder(base_model))
-    _check_loaded(base_model, pipeline)
+        pipeline = _load_folder(named, _local_folder(base_model))
+    _check_loaded(named.name, pipeline)
+    _skip_last_layers(pipeline.text_encoder, named.clip_skip)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False).eval()
     return pipeline
@@ -70,16 +74,31 @@ def base_model_fingerprint(base_model: str) -> str:
     """Hex digest that changes when the base model's content does.
 
     Of a file or folder: names and content of configs and weights. Of a hub id: the id and the commit it resolves to.
+    A variant and a skipped layer make another model of either.
     """
     check_base_model(base_model)
-    path = Path(base_model)
+    named = parse_base_name(base_model)
+    path = Path(named.name)
     if path.is_file():
-        return _digest_files(path.parent, [path])
-    if path.is_dir():
+        digest = _digest_files(path.parent, [path])
+    elif path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file() and file.suffix in CONFIG_AND_WEIGHT_SUFFIXES)
-        return _digest_files(path, sorted(files))
-    commit = _local_folder(base_model).name
-    return hashlib.sha256(f"{base_model}@{commit}".encode()).hexdigest()
+        digest = _digest_files(path, sorted(files))
+    else:
+        commit = _local_folder(base_model).name
+        digest = hashlib.sha256(f"{named.name}@{commit}".encode()).hexdigest()
+    options = str(BaseName("", variant=named.variant, clip_skip=named.clip_skip))
+    return hashlib.sha256(f"{digest}{options}".encode()).hexdigest() if options else digest
+
+
+def _skip_last_layers(text_encoder: CLIPTextModel, clip_skip: int) -> None:
+    """Read prompts from an earlier layer, whoever asks: the layers after it go, the last norm stays.
+
+    This is what diffusers' `clip_skip` and A1111's clip skip compute, and the config says so to whoever saves it.
+    """
+    layers = text_encoder.encoder.layers
+    text_encoder.encoder.layers = layers[: len(layers) - clip_skip + 1]
+    text_encoder.config.num_hidden_layers = len(text_encoder.encoder.layers)
 
 
 def training_noise_schedule(pipeline: StableDiffusionPipeline) -> DDPMScheduler:
@@ -197,9 +216,15 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load_folder(base_model: str, folder: Path) -> StableDiffusionPipeline:
+def _load_folder(named: BaseName, folder: Path) -> StableDiffusionPipeline:
     """Part by part, because each may have a variant (`fp16`, `non_ema`) of its own."""
+    base_model = named.name
     look = _look_at_local(base_model, folder)
+    if named.clip_skip > look.configs.text_encoder.num_hidden_layers:
+        raise UserError(
+            f"base_model: clip_skip: {base_model} has a text encoder of "
+            f"{look.configs.text_encoder.num_hidden_layers} layers, got {named.clip_skip}"
+        )
     index = read_json(folder / INDEX_FILE)
     try:
         return StableDiffusionPipeline(
@@ -241,7 +266,6 @@ def _look_at_local(base_model: str, folder: Path) -> BaseModelLook:
 
 
 def _load_single_file(file: Path) -> StableDiffusionPipeline:
-    check_base_model(str(file))
     config = config_folder(file)
     try:
         return StableDiffusionPipeline.from_single_file(
@@ -265,26 +289,27 @@ def _load_single_file(file: Path) -> StableDiffusionPipeline:
 def _local_folder(base_model: str) -> Path:
     """The folder of a local model, or the snapshot that the hub's cache holds after downloading."""
     check_base_model(base_model)
-    if Path(base_model).is_dir():
-        return Path(base_model)
+    named = parse_base_name(base_model)
+    if Path(named.name).is_dir():
+        return Path(named.name)
     try:
-        return _download(base_model)
+        return _download(named)
     except (OSError, ValueError) as error:
         raise UserError(
             f"base_model: {base_model} is no local folder and could not be had from the hub: {_first_line(error)}"
         ) from error
 
 
-def _download(base_model: str) -> Path:
-    """The plain weights, or the fp16 ones where a model has no others."""
+def _download(named: BaseName) -> Path:
+    """The variant that is asked for; else the plain weights, or the fp16 ones where a model has no others."""
+    asked = {"use_safetensors": True, "safety_checker": None, "revision": named.revision}
     try:
-        return Path(StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None))
+        return Path(StableDiffusionPipeline.download(named.name, **asked, variant=named.variant))
     except (OSError, ValueError) as error:
-        if "necessary `safetensors` weights" not in str(error):  # diffusers' word for: none without a variant
+        # diffusers' word for: none without a variant
+        if named.variant is not None or "necessary `safetensors` weights" not in str(error):
             raise
-        return Path(
-            StableDiffusionPipeline.download(base_model, use_safetensors=True, safety_checker=None, variant="fp16")
-        )
+        return Path(StableDiffusionPipeline.download(named.name, **asked, variant="fp16"))
 
 
 def _check_loaded(base_model: str, pipeline: StableDiffusionPipeline) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from training.base_name import parse_base_name
 from training.errors import UserError
 from training.reading import TextReader, clip_bpe
 
@@ -53,15 +54,16 @@ def reader_of_pipeline(pipeline: Any) -> TextReader:
 
 def _file(base_model: str, name: str) -> Path | None:
     """A small file of the base model's pipeline, if it is on this machine."""
-    path = Path(base_model)
+    named = parse_base_name(base_model)
+    path = Path(named.name)
     folder = path.with_suffix("") if path.suffix == ".safetensors" else path
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
-    if path.exists() or path.is_absolute() or base_model.count("/") != 1:
+    if path.exists() or path.is_absolute() or named.name.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(base_model, name)
+    cached = try_to_load_from_cache(named.name, name, revision=named.revision)
     return Path(cached) if isinstance(cached, str) else None
 
 

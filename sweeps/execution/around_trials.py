@@ -143,7 +143,7 @@ class AroundTrials:
         """Write down what was computed, measured where the base model's code is loaded already."""
 
         def measure(kinds: Collection[Pass]) -> Mapping[Pass, int] | None:
-            job = Job(f"{STAGES}:measure_costs", (kinds, self.config.base_model))
+            job = Job(f"{STAGES}:measure_costs", (kinds, self.config.base))
             (costs,) = do_jobs([job], self.servers, self.resources)
             return costs  # type: ignore[no-any-return]
 

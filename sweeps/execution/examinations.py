@@ -53,5 +53,5 @@ def due_examinations(config: SweepConfig, folder: RunFolder, resources: TrialRes
     seed = (config.evaluation.seed + NOISE_SEEDS) % 2**31
     changes = {"prompts": prompts, "images_per_prompt": PICTURES, "seed": seed, "screening": None}
     evaluation: EvaluationConfig = config.evaluation.model_copy(update=changes)
-    scoring = Scoring(config.base_model, evaluation, Scoring.of(config).rare_token)
+    scoring = Scoring(config.base, evaluation, Scoring.of(config).rare_token)
     return Examinations(str(folder.dir), config.storage, scoring, resources, wanted)

@@ -98,5 +98,5 @@ class Preparation:
             scoring=Scoring.of(config),
             render=config.render,
             texts=texts,
-            uncounted_captions=() if reader_of_base_model(config.base_model) else texts.captions,
+            uncounted_captions=() if reader_of_base_model(config.base) else texts.captions,
         )

@@ -115,7 +115,7 @@ def run_in(folder: RunFolder, config: SweepConfig, address: str | None = None, c
             folder.pull(folder.dir / best.checkpoint, without=(STATE_FILE,))  # those that are exported
         folder.push(
             write_results_csv(folder.dir, results.rows),
-            write_work_of(results, partial(measure_here, base_model=config.base_model)),
+            write_work_of(results, partial(measure_here, base_model=config.base)),
         )
     return folder.dir
 
@@ -137,8 +137,8 @@ def _same_models(config: SweepConfig, folder: RunFolder) -> bool:
         last = load_sweep(folder.sweep_file)
     except UserError:  # derived, and written anew from the sweep that is asked for
         return False
-    return (last.base_model, last.evaluation.face, last.evaluation.clip) == (
-        config.base_model,
+    return (last.base, last.evaluation.face, last.evaluation.clip) == (
+        config.base,
         config.evaluation.face,
         config.evaluation.clip,
     )

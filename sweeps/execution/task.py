@@ -34,7 +34,7 @@ class Scoring:
     def of(cls, config: SweepConfig) -> Scoring:
         """As the sweep file says."""
         second = config.evaluation.second_opinion if isinstance(config, ListedSweep) else None
-        return cls(config.base_model, config.evaluation, rare_token(config.subject), second)
+        return cls(config.base, config.evaluation, rare_token(config.subject), second)
 
     @property
     def first_look(self) -> Scoring:

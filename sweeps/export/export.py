@@ -27,11 +27,13 @@ from sweeps.results.leaderboard import Row
 from sweeps.results.results import Results, read_results
 from sweeps.results.weights import weights_problem
 from sweeps.wording import public_name
+from training.base_name import BaseName
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.config import LoraConfig, TrainConfig
 from training.errors import UserError
 from training.files import whole_folder
 from training.layout import LORA_FILE
+from training.stable_diffusion import load_base_model
 
 MARKER = "dreamsweep.json"
 """Written beside the weights; a folder that has it and nothing foreign may be replaced by another export."""
@@ -51,7 +53,7 @@ class _Export:
         return f"{self.config.name}.safetensors"
 
     def pipeline(self) -> StableDiffusionPipeline:
-        return load_pipeline(self.checkpoint, self.config.base_model, device="cpu", dtype=torch.float32)
+        return load_pipeline(self.checkpoint, self.config.base, device="cpu", dtype=torch.float32)
 
     def merged_pipeline(self) -> StableDiffusionPipeline:
         """The trained weights as the model's own: a LoRA is added to the layers that it adapts."""
@@ -94,7 +96,7 @@ def export_checkpoint(
         raise UserError(f"export: {results.warnings[0] if results.warnings else 'the trial has no checkpoint'}")
     bring_here(results.folder, config.storage, row.checkpoint)
     try:
-        checkpoint = open_checkpoint(results.folder.inside(row.checkpoint), config.base_model)
+        checkpoint = open_checkpoint(results.folder.inside(row.checkpoint), config.base)
     except UserError as error:
         problem = weights_problem(results.folder, row, digests=True)
         raise UserError(f"export: {f'{results.folder.dir}: {problem}' if problem else error}") from error
@@ -222,7 +224,12 @@ def _write_kohya(export: _Export, folder: Path) -> str:
 
 
 def _write_checkpoint(export: _Export, folder: Path) -> str:
+    """All layers of the text encoder, those that `clip_skip` leaves out as the base model has them: readers want 12."""
     pipeline = export.merged_pipeline()
+    config = export.config
+    if config.clip_skip > 1:
+        whole = load_base_model(str(BaseName(config.base_model, config.revision, config.variant))).text_encoder
+        pipeline.text_encoder.encoder.layers.extend(whole.encoder.layers[1 - config.clip_skip :])
     metadata = {"format": "pt", **_modelspec(export, "stable-diffusion-v1")}
     save_file(original_layout(pipeline), folder / export.file_name, metadata=metadata)
     return export.file_name
@@ -274,7 +281,7 @@ def kohya_metadata(export: _Export, tensors: dict[str, Tensor]) -> dict[str, str
         "ss_sd_model_name": public_name(export.config.base_model),
         "ss_base_model_version": "sd_v1",
         "ss_v2": False,
-        "ss_clip_skip": None,
+        "ss_clip_skip": None if export.config.clip_skip == 1 else export.config.clip_skip,
         "ss_output_name": export.config.name,
         "ss_tag_frequency": json.dumps({"photos": {subject.instance_prompt: num_photos}}),
         "ss_training_comment": f"dreamsweep {export.row.trial}, face similarity {export.row.face_similarity:.3f}",

@@ -85,15 +85,29 @@ def _loading(config: SweepConfig, adapter: Adapter | None, format: str, file: st
     base = public_name(config.base_model)
     load_base = "from_single_file" if base.endswith(".safetensors") else "from_pretrained"
     program = HOW_TO_LOAD[format].format(base=quoted(base), load_base=load_base, file=file)
-    merged = (
-        ""
-        if adapter is None or format in ("lora", "kohya")
-        else " The adapter is merged into the base model's weights."
-    )
+    if config.clip_skip > 1 and format != "diffusers":
+        program += _SKIP.format(layers=config.clip_skip - 1, clip_skip=config.clip_skip)
+    is_merged = adapter is not None and format in ("diffusers", "checkpoint")
     return (
         f"```python\n{program}\nimage = pipeline({quoted(config.subject.instance_prompt)}).images[0]\n```\n\n"
-        "Weights are float32, as they were trained; `dtype=torch.float16` takes half the memory." + merged
+        "Weights are float32, as they were trained; `dtype=torch.float16` takes half the memory."
+        + (" The adapter is merged into the base model's weights." if is_merged else "")
+        + _clip_skip_text(config.clip_skip, format)
     )
+
+
+_SKIP = """
+encoder = pipeline.text_encoder.encoder  # with transformers 4: pipeline.text_encoder.text_model.encoder
+encoder.layers = encoder.layers[:-{layers}]  # clip skip {clip_skip}"""
+"""diffusers 0.42's own `clip_skip` fails with transformers 5, whose text encoder has no `text_model` any more."""
+
+
+def _clip_skip_text(clip_skip: int, format: str) -> str:  # noqa: A002
+    if clip_skip == 1:
+        return ""
+    if format == "diffusers":
+        return f" It was trained with clip skip {clip_skip}, which is built in: its text encoder ends there."
+    return f" It was trained with clip skip {clip_skip}: set it in A1111, Forge and ComfyUI."
 
 
 def code(text: str) -> str:

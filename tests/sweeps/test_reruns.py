@@ -51,6 +51,9 @@ ANOTHER: dict[str, Any] = {
 """Another value for each key whose refusal rests on a hash of the file's own settings."""
 BY_CONTENT = {
     "base_model",
+    "revision",
+    "variant",
+    "clip_skip",
     "subject.photos",
     "subject.class_images",
     "evaluation.face.encoder",
