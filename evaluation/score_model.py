@@ -16,8 +16,6 @@ from evaluation.rare_token import RARE_WORD
 from evaluation.references import References
 from evaluation.score import score_images
 from evaluation.scores import Score
-from training.errors import UserError
-from training.names import shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def score_model(
     judges: Judges,
     images_dir: Path,
     model: str | None = None,
-    progress: Callable[[int, int], None] = lambda made, of_all: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Score:
     """Generate a model's pictures of all prompts and seeds into a folder, and score them as they are read from there.
 
@@ -57,21 +55,6 @@ def score_model(
     return score_images(
         load_images(images_dir, config), judges.references, judges.face_encoder, judges.clip, judges.rare_token
     )
-
-
-def prompt_lines(file: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines don't count.
-
-    Raises:
-        UserError: it cannot be read, or has none.
-    """
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {shown(file)} cannot be read as text ({error})") from error
-    if not lines:
-        raise UserError(f"prompts: need 1 or more lines in {shown(file)}, got 0")
-    return lines
 
 
 def _counted(

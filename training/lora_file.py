@@ -24,7 +24,7 @@ from peft.tuners.lora import LoraLayer as PeftLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from training.base_model import STABLE_DIFFUSION_15, Configs, configs_of
+from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.errors import UserError
 from training.lora_names import (
     PEFT_FILE,
@@ -275,7 +275,8 @@ def _alphas(
         config_file = file.with_name(PEFT_CONFIG)
         if not config_file.is_file():
             raise UserError(
-                f"LoRA: {shown(file)} is a file of peft's, whose alpha stands in {PEFT_CONFIG}; need that file beside it"
+                f"LoRA: {shown(file)} is a file of peft's, whose alpha stands in {PEFT_CONFIG}; need that file "
+                "beside it"
             )
         return _alphas_by_settings(config_file, read_json(config_file), ranks)
     return {}
@@ -291,17 +292,23 @@ def _parsed(file: Path, text: str) -> dict[str, Any]:
     return settings
 
 
-def _alphas_by_settings(file: Path, settings: Mapping[str, Any], ranks: Mapping[LayerName, int]) -> dict[LayerName, float]:
+def _alphas_by_settings(
+    file: Path, settings: Mapping[str, Any], ranks: Mapping[LayerName, int]
+) -> dict[LayerName, float]:
     """As peft reads its own settings; a pattern is taken for a layer's name, or its end, and must be one."""
     common, patterns = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(isinstance(value, int | float) for value in (common, *patterns.values())):
+    if not isinstance(patterns, dict) or not all(
+        isinstance(value, int | float) for value in (common, *patterns.values())
+    ):
         raise UserError(f"LoRA: {shown(file)}: lora_alpha must be a number, got {shown(repr(common)[:60])}")
     alphas = {layer: float(common) for layer in ranks}  # type: ignore[arg-type] # a number, as was seen
     for pattern, alpha in patterns.items():
         end = pattern.removeprefix("^").replace("\\.", ".").removeprefix(TEXT_MODEL)
         named = [layer for layer in ranks if layer.path == end or layer.path.endswith(f".{end}")]
         if not named:
-            raise UserError(f"LoRA: {shown(file)}: alpha_pattern must name layers of the file, got {shown(pattern[:80])}")
+            raise UserError(
+                f"LoRA: {shown(file)}: alpha_pattern must name layers of the file, got {shown(pattern[:80])}"
+            )
         alphas |= dict.fromkeys(named, float(alpha))
     if settings.get("use_rslora"):
         return {layer: alpha * math.sqrt(ranks[layer]) for layer, alpha in alphas.items()}
@@ -330,8 +337,8 @@ def _check_base(lora: LoraFile, part: str, module: nn.Module, layers: Mapping[st
         if weight is None or tuple(weight.shape) != delta:
             there = "no such layer" if weight is None else " x ".join(map(str, weight.shape))
             raise UserError(
-                f"LoRA: {shown(lora.path)} must fit {shown(base_model)}: {part}.{path} is {' x '.join(map(str, delta))} "
-                f"in the file, and {there} in the model"
+                f"LoRA: {shown(lora.path)} must fit {shown(base_model)}: {part}.{path} is "
+                f"{' x '.join(map(str, delta))} in the file, and {there} in the model"
             )
 
 
@@ -400,8 +407,8 @@ def _with_layers(
         rank = down.shape[0]
         if layer.rank > rank:
             raise UserError(
-                f"LoRA: {shown(lora.path)} has rank {layer.rank}; need a rank of {layer.rank} or more to go on from it, "
-                f"got {rank}"
+                f"LoRA: {shown(lora.path)} has rank {layer.rank}; need a rank of {layer.rank} or more to go on from "
+                f"it, got {rank}"
             )
         down[: layer.rank] = layer.down
         up[:, : layer.rank] = layer.up * (layer.scale / (alpha / rank))

@@ -90,6 +90,7 @@ class LayerName:
     """As today's libraries write it: `mid_block.attentions.0.transformer_blocks.0.attn1.to_q`."""
 
     def __str__(self) -> str:
+        """`unet.conv_in`."""
         return f"{self.part}.{self.path}"
 
 
