@@ -5,6 +5,8 @@ All become pipelines over the same base model, so that their pictures can be com
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,15 +17,21 @@ from diffusers import StableDiffusionPipeline
 from training.base_model import PICKLE_SUFFIXES, check_base_model
 from training.checkpoint import Checkpoint, load_pipeline, open_checkpoint
 from training.errors import UserError
+from training.layout import LORA_FILE
 from training.lora_file import LoraFile, pipeline_with_lora_file, read_lora_file
-from training.lora_names import is_lora
+from training.lora_names import PEFT_FILE, is_lora
 from training.model_kinds import INDEX_FILE
-from training.names import shown
+from training.names import name_text, shown
 from training.stable_diffusion import whole_pipeline
 from training.weights import read_weights
 
 RECORD = "checkpoint.json"
 """A checkpoint folder of a sweep has it."""
+
+BASE_NAME = "base model"
+"""In tables and over pictures."""
+CALLED_ALIKE = re.compile(rf"{re.escape(LORA_FILE)}|{re.escape(PEFT_FILE)}|model\.safetensors|checkpoint-\d+")
+"""Names that say nothing without their folder's."""
 
 ModelKind = Literal["lora", "checkpoint"]
 
@@ -87,6 +95,22 @@ def open_model(path: Path, base_model: str | None) -> ElsewhereModel:
         check_base_model(str(path))
         return ElsewhereModel(path, "checkpoint", str(path))
     return ElsewhereModel(path, "lora", read_lora_file(path, _needed(base_model, path)))
+
+
+def model_names(models: Sequence[ElsewhereModel]) -> list[str]:
+    """A name for each that no other has: its file's, with its folder's where that says nothing."""
+    names: list[str] = []
+    for model in models:
+        path = model.path.absolute()  # a link has its own name
+        name = path.name if path.is_dir() else path.stem
+        if CALLED_ALIKE.fullmatch(path.name):
+            name = f"{path.parent.name}/{name}"
+        number, unique = 1, name_text(name)
+        while unique in (*names, BASE_NAME):
+            number += 1
+            unique = f"{name_text(name)} ({number})"
+        names.append(unique)
+    return names
 
 
 def _needed(base_model: str | None, path: Path) -> str:
