@@ -498,7 +498,8 @@ def render(
             from sweeps.rendering import render_model
             from sweeps.renders import model_render_config
 
-            _refuse_top(top)
+            if top is not None:
+                raise UserError(f"--top: of the trials of a run, got {top} beside a model")
             render_settings = model_render_config(reference or [], settings)
             sheet = render_model(model, base_model, render_settings, out or Path("renders"), progress)
     _say(f"sheet     {shown(sheet)}")

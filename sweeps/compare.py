@@ -73,8 +73,8 @@ class Asked:
             evaluation = EvaluationConfig.model_validate({"prompts": lines, "at_steps": [0], **given})
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{place}: {first['msg']}, got {first['input']!r}") from None
+            place = str(first["loc"][0]).replace("_", "-")
+            raise UserError(f"--{place}: {first['msg']}, got {first['input']!r}") from None
         return cls(evaluation, photos, rare_token)
 
     def judges(self) -> tuple[Judges, list[str]]:

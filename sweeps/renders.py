@@ -73,8 +73,8 @@ def model_render_config(references: Sequence[Path], settings: Mapping[str, Any])
         return RenderConfig.model_validate({"references": [path.resolve() for path in references], **given})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{place}: {first['msg']}, got {first['input']!r}") from None
+        place = str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"--{place}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _rendered(folder: RunFolder) -> Any:
