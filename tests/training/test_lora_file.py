@@ -369,9 +369,8 @@ REFUSED: dict[str, tuple[dict[str, Tensor], list[str]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_be_left_out_is_refused_by_name(tiny_base: str, tmp_path: Path, case: str) -> None:
-    """The file, the law and the weight stand in one line; the base model's own LoRA would have passed."""
+    """The file, the law and the weight stand in one line."""
     tensors, named = REFUSED[case]
-    assert read_lora_file(written(SOUND, tmp_path / "sound.safetensors"), tiny_base).ranks == (2,)
     with pytest.raises(UserError) as refused:
         read_lora_file(written(tensors, tmp_path / "a\n.safetensors"), tiny_base)
     assert "\n" not in str(refused.value)
@@ -440,6 +439,11 @@ def test_a_run_that_goes_on_from_a_file_begins_with_its_deltas(checkpoint: Check
         for path, layer in layers.items():
             assert torch.allclose(found[path], layer.delta(), atol=1e-6)
             assert got[f"{path}.lora_A.weight"].any(1).all(), "a row of zeros beside zeros would never move"
+
+
+def test_what_the_refused_files_spoil_is_sound(tiny_base: str, tmp_path: Path) -> None:
+    """So that they are refused for what was changed."""
+    assert read_lora_file(written(SOUND, tmp_path / "a.safetensors"), tiny_base).ranks == (2,)
 
 
 def test_layers_that_the_file_lacks_start_from_nothing(tiny_base: str, tmp_path: Path) -> None:
