@@ -1,8 +1,8 @@
 """LoRA files trained anywhere, in one form: diffusers', peft's, kohya's and cloneofsimo's, with nothing left out.
 
 diffusers' own loader drops `dora_scale`, passes over what has no layer with a line in a log, and takes the commonest
-alpha for all layers of attention (docs/log.md). So a file's weights are matched with the base model's layers by name and width here
-(`training.lora_names`), and put into it by peft under the rank and alpha of each.
+alpha for all layers of attention (docs/log.md). So a file's weights are matched with the base model's layers by name
+and width here (`training.lora_names`), and put into it by peft under the rank and alpha of each.
 """
 
 from __future__ import annotations

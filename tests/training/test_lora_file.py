@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from sweeps.export.layouts import kohya_layout
 from tests.training.single_file import single_file_tensors, unet_key
+from training.architecture import single_file_shapes, unet_shapes
+from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.checkpoint import Checkpoint, load_pipeline, save_checkpoint
 from training.config import LoraConfig
 from training.elsewhere import open_model
 from training.errors import UserError
 from training.layout import LORA_FILE
 from training.lora_file import LoraFile, pipeline_with_lora_file, read_lora_file, with_lora_file
+from training.lora_names import BaseLayers, LayerName, _text_encoder_names, _unet_names
 from training.methods import LoraTensors, copy_for_training, first_lora, pipeline_with_weights
 from training.stable_diffusion import load_base_model
 
@@ -143,16 +147,27 @@ def test_the_base_model_stays_as_it_was(tiny_base: str, unet_part: Part, text_pa
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["both modules", "the UNet alone"])
-def checkpoint(request: pytest.FixtureRequest, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def trained(base_model: str, folder: Path, train_text_encoder: bool) -> Checkpoint:
     """As training writes it, with an alpha that is not the rank."""
-    config = LoraConfig(rank=3, lora_alpha=5, learning_rate=1e-3, train_text_encoder=request.param, seed=1)
-    modules = copy_for_training(config, tiny_base, CPU)
+    config = LoraConfig(rank=3, lora_alpha=5, learning_rate=1e-3, train_text_encoder=train_text_encoder, seed=1)
+    modules = copy_for_training(config, base_model, CPU)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in modules.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return save_checkpoint(tmp_path_factory.mktemp("trial"), config, modules, 4, tiny_base, {})
+    return save_checkpoint(folder, config, modules, 4, base_model, {})
+
+
+@pytest.fixture(scope="module")
+def both_modules(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return trained(tiny_base, tmp_path_factory.mktemp("both"), True)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["both modules", "the UNet alone"])
+def checkpoint(
+    request: pytest.FixtureRequest, tiny_base: str, both_modules: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    return both_modules if request.param else trained(tiny_base, tmp_path_factory.mktemp("unet"), False)
 
 
 def trial_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
@@ -170,6 +185,28 @@ def test_our_own_file_is_read_to_the_same_bits_as_a_trial_reads_it(checkpoint: C
             assert_equal_outputs(loaded(lora, checkpoint.base_model), wanted, 0)
         else:
             assert_equal_outputs(lora.pipeline(checkpoint.base_model, CPU, torch.float32), wanted, 0)
+
+
+def test_half_precision_is_a_trial_s_too(both_modules: Checkpoint) -> None:
+    """As pictures are made on a GPU: the adapters have the precision of the weights beside them."""
+    half = torch.bfloat16
+    config = both_modules.config
+    assert isinstance(config, LoraConfig)
+    wanted = pipeline_with_weights(config, both_modules.dir, both_modules.base_model, CPU, half, share_frozen=True)
+    lora = read_lora_file(both_modules.dir, both_modules.base_model)
+    got = pipeline_with_lora_file(lora, both_modules.base_model, CPU, half, share_frozen=True)
+    for mine, theirs in ((got.unet, wanted.unet), (got.text_encoder, wanted.text_encoder)):
+        weights = [{str(p.dtype) for name, p in each.named_parameters() if "lora_" in name} for each in (mine, theirs)]
+        assert weights[0] == weights[1]
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(0, 49000, (1, 77), generator=generator)
+    latents, context = (torch.randn(*shape, generator=generator).to(half) for shape in ((1, 4, 8, 8), (1, 77, 16)))
+    with torch.no_grad():
+        for call in (
+            lambda pipeline: pipeline.unet(latents, torch.tensor([500]), context).sample,
+            lambda pipeline: pipeline.text_encoder(tokens).last_hidden_state,
+        ):
+            assert torch.equal(call(got), call(wanted))
 
 
 def test_our_kohya_export_is_read_to_the_same_bits(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -284,6 +321,27 @@ def test_a_file_by_numbers_follows_its_metadata_s_classes(tiny_base: str, tmp_pa
     for spoilt in ({**metadata, "unet": '["ResnetBlock2D"]'}, {"text_encoder": '["CLIPAttention"]'}):
         with pytest.raises(UserError, match=r"a\.safetensors"):
             read_lora_file(written(tensors, tmp_path / "a.safetensors", spoilt), tiny_base)
+
+
+@pytest.mark.parametrize("which", ["Stable Diffusion 1.5", "tiny"])
+def test_no_name_is_that_of_two_layers(tiny_base: str, which: str) -> None:
+    """In all spellings together, so that whatever is found is what was meant."""
+    configs = STABLE_DIFFUSION_15 if which == "Stable Diffusion 1.5" else configs_of(tiny_base)
+    assert configs is not None
+    layers = BaseLayers.of(configs)
+    spelt: dict[str, LayerName] = {}
+    original = single_file_shapes(configs.unet, configs.vae, configs.text_encoder)["unet"]
+    there = dict(zip(unet_shapes(configs.unet), original, strict=True))
+    for layer in layers.shapes:
+        name = there.get(f"{layer.path}.weight", "").removeprefix("model.diffusion_model.").removesuffix(".weight")
+        names = _unet_names(layer.path, name) if layer.part == "unet" else _text_encoder_names(layer.path)
+        for spelling in names:
+            assert spelt.setdefault(spelling, layer) == layer
+    assert spelt == dict(layers.names)
+    if which == "Stable Diffusion 1.5":
+        in_kohya_s = [layer for layer in layers.shapes if re.search(r"attentions.*(to_|ff|proj_)", layer.path)]
+        assert len(in_kohya_s) == 192, "what kohya's networks.lora adapts in the UNet"
+        assert sum(layer.part == "text_encoder" for layer in layers.shapes) == 72
 
 
 def test_half_precision_and_what_a_file_says_of_itself(tiny_base: str, unet_part: Part, tmp_path: Path) -> None:
@@ -473,11 +531,11 @@ def test_a_file_that_a_run_cannot_go_on_from_is_refused(
     refuse({**SOUND, f"{STEM}.dora_scale": torch.ones(32, 1)}, "is a DoRA")
 
 
-def test_the_run_s_tensors_are_what_peft_loads(checkpoint: Checkpoint) -> None:
+def test_the_run_s_tensors_are_what_peft_loads(both_modules: Checkpoint) -> None:
     """They have the names and shapes of a run's own start."""
-    lora = read_lora_file(checkpoint.dir / LORA_FILE, checkpoint.base_model)
-    assert isinstance(checkpoint.config, LoraConfig)
-    start = first_lora(checkpoint.config, checkpoint.base_model)
+    lora = read_lora_file(both_modules.dir / LORA_FILE, both_modules.base_model)
+    assert isinstance(both_modules.config, LoraConfig)
+    start = first_lora(both_modules.config, both_modules.base_model)
     tensors = with_lora_file(start, lora, 5)
     assert isinstance(tensors, LoraTensors)
     assert {name: tensor.shape for name, tensor in tensors.unet.items()} == {
@@ -488,27 +546,27 @@ def test_the_run_s_tensors_are_what_peft_loads(checkpoint: Checkpoint) -> None:
 # --- told apart ---------------------------------------------------------------------------------------------------
 
 
-def test_models_are_told_apart_by_their_content(tiny_base: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_models_are_told_apart_by_their_content(tiny_base: str, both_modules: Checkpoint, tmp_path: Path) -> None:
     """A LoRA, a diffusers folder, a single file, a sweep's checkpoint; each loads as what it is."""
     file = tmp_path / "other.safetensors"
     written({name: tensor.contiguous() for name, tensor in single_file_tensors(tiny_base).items()}, file)
     configs = tmp_path / "other"
     load_base_model(tiny_base).save_pretrained(str(configs))
     models = {
-        "lora": open_model(checkpoint.dir / LORA_FILE, tiny_base),
+        "lora": open_model(both_modules.dir / LORA_FILE, tiny_base),
         "folder": open_model(Path(tiny_base), None),
         "file": open_model(file, None),
-        "trial": open_model(checkpoint.dir, tiny_base),
+        "trial": open_model(both_modules.dir, tiny_base),
     }
     assert [model.kind for model in models.values()] == ["lora", "checkpoint", "checkpoint", "lora"]
     assert models["lora"].what == "LoRA of rank 3"
     base = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
     for name in ("folder", "file"):
         assert_equal_outputs(models[name].pipeline(None, CPU, torch.float32), base, 0)
-    assert_equal_outputs(models["trial"].pipeline(tiny_base, CPU, torch.float32), trial_pipeline(checkpoint), 0)
+    assert_equal_outputs(models["trial"].pipeline(tiny_base, CPU, torch.float32), trial_pipeline(both_modules), 0)
 
 
-def test_what_is_no_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_what_is_no_model_is_refused(both_modules: Checkpoint, tmp_path: Path) -> None:
     """By name; and a LoRA is nothing without its base model."""
     (tmp_path / "a.ckpt").write_bytes(b"\x80")
     (tmp_path / "notes").mkdir()
@@ -518,9 +576,9 @@ def test_what_is_no_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> 
         (tmp_path / "notes", "an empty folder"),
     ):
         with pytest.raises(UserError, match=law):
-            open_model(path, checkpoint.base_model)
+            open_model(path, both_modules.base_model)
     with pytest.raises(UserError, match="--base-model: need the model"):
-        open_model(checkpoint.dir / LORA_FILE, None)
+        open_model(both_modules.dir / LORA_FILE, None)
 
 
 def test_real_files_are_read_whole_or_refused(shared_data: Path) -> None:
