@@ -7,7 +7,6 @@ and width here (`training.lora_names`), and put into it by peft under the rank a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig as PeftConfig
 from peft import set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer as PeftLayer
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -46,6 +46,8 @@ ADAPTER_SETTINGS = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"
 BASE_MODEL_KEYS = ("ss_sd_model_name", "modelspec.architecture", "ss_base_model_version")
 ADAPTER = "default"
+MAX_ALPHA = 1e30
+"""No file means more; JSON can say numbers that no float holds."""
 
 
 @dataclass(frozen=True)
@@ -284,12 +286,16 @@ def _alphas(
 
 def _parsed(file: Path, text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"LoRA: {shown(file)}: {ADAPTER_SETTINGS} must be a JSON object, got {shown(text[:60])}")
-    return settings
+        return TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError:
+        raise UserError(
+            f"LoRA: {shown(file)}: {ADAPTER_SETTINGS} must be a JSON object, got {shown(text[:60])}"
+        ) from None
+
+
+def _is_number(value: object) -> bool:
+    """One that a float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_ALPHA
 
 
 def _alphas_by_settings(
@@ -297,10 +303,13 @@ def _alphas_by_settings(
 ) -> dict[LayerName, float]:
     """As peft reads its own settings; a pattern is taken for a layer's name, or its end, and must be one."""
     common, patterns = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(
-        isinstance(value, int | float) for value in (common, *patterns.values())
-    ):
-        raise UserError(f"LoRA: {shown(file)}: lora_alpha must be a number, got {shown(repr(common)[:60])}")
+    numbers = (common, *patterns.values()) if isinstance(patterns, dict) else (patterns,)
+    wrong = [value for value in numbers if not _is_number(value)]
+    if wrong:
+        raise UserError(
+            f"LoRA: {shown(file)}: lora_alpha and what alpha_pattern gives must be numbers, got "
+            f"{shown(repr(wrong[0])[:60])}"
+        )
     alphas = {layer: float(common) for layer in ranks}  # type: ignore[arg-type] # a number, as was seen
     for pattern, alpha in patterns.items():
         end = pattern.removeprefix("^").replace("\\.", ".").removeprefix(TEXT_MODEL)

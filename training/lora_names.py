@@ -11,12 +11,13 @@ its parts, so that a name with no layer is found and not passed over.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from training.architecture import UNET_PREFIX, single_file_shapes, text_encoder_shapes, unet_shapes
 from training.base_model import FLOAT_TYPES, PICKLE_SUFFIXES, Configs
@@ -270,12 +271,12 @@ def _classes(file: Path, metadata: Mapping[str, str], part: str, known: Sequence
     if text is None:
         return set()
     try:
-        classes = json.loads(text)
-    except ValueError:
-        classes = None
-    if not isinstance(classes, list) or not set(map(str, classes)) <= set(known):
+        classes = TypeAdapter(set[str]).validate_json(text)
+    except ValidationError:
+        classes = set()
+    if not classes or not classes <= set(known):
         raise UserError(f"LoRA: {shown(file)}: {part} must be of {', '.join(known)}, got {shown(text[:80])}")
-    return set(map(str, classes))
+    return classes
 
 
 def _numbered_unet(layers: BaseLayers, classes: set[str]) -> list[LayerName]:

@@ -344,6 +344,29 @@ def test_no_name_is_that_of_two_layers(tiny_base: str, which: str) -> None:
         assert sum(layer.part == "text_encoder" for layer in layers.shapes) == 72
 
 
+HUGE = "1" + 400 * "0"
+SETTINGS = {
+    "no JSON": "{",
+    "a list": "[]",
+    "nested without end": "[" * 100_000,
+    "no number": '{"unet.r": 2, "unet.lora_alpha": "2"}',
+    "more than a float holds": '{"unet.r": 2, "unet.lora_alpha": ' + HUGE + "}",
+    "no finite number": '{"unet.r": 2, "unet.lora_alpha": NaN}',
+    "no number for a pattern": '{"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"conv_in": true}}',
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_broken_settings_of_an_adapter_are_refused(tiny_base: str, tmp_path: Path, case: str) -> None:
+    """They come from whoever made the file."""
+    metadata = {"lora_adapter_metadata": SETTINGS[case]}
+    with pytest.raises(
+        UserError,
+        match=r"a\.safetensors: (lora_adapter_metadata must be|lora_alpha and what alpha_pattern gives must be)",
+    ):
+        read_lora_file(written(SOUND, tmp_path / "a.safetensors", metadata), tiny_base)
+
+
 def test_half_precision_and_what_a_file_says_of_itself(tiny_base: str, unet_part: Part, tmp_path: Path) -> None:
     """Weights become float32; base model and trigger phrase are read from either kind of metadata."""
     tensors = {name: tensor.half() for name, tensor in kohya(unet_part, {}).items()}
