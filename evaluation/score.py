@@ -166,10 +166,7 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file is missing, or its lines do not fit the pictures.
     """
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {shown(file)} cannot be read as text ({error})") from error
+    lines = prompt_lines(file)
     if len(lines) == 1:
         return lines * len(names)
     generated = [GENERATED_FILE.fullmatch(name) for name in names]
@@ -182,6 +179,18 @@ def read_prompts(file: Path, names: Sequence[str]) -> list[str]:
     if len(indices) == len(names):
         wanted = f"1 line or {max(indices) + 1} and more (a line a prompt)"
     raise UserError(f"prompts: need {wanted} in {shown(file)}, got {len(lines)}")
+
+
+def prompt_lines(file: Path) -> list[str]:
+    """The lines of a text file; empty ones don't count.
+
+    Raises:
+        UserError: it cannot be read as text.
+    """
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: {shown(file)} cannot be read as text ({error})") from error
 
 
 def _score_batch(

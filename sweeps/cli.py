@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from evaluation.rare_token import RARE_WORD
 from sweeps.wording import bytes_text, earlier_text, failure_text, learning_rate_text
 from training.errors import UserError
 from training.names import shown
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evaluation.scores import Score
+    from sweeps.compare import Asked, Compared, Comparison
     from sweeps.results.leaderboard import Row
     from sweeps.results.results import Results
     from sweeps.serving.server import SiteServer
@@ -241,55 +243,266 @@ def confirm(
     _finish(lambda: confirm_run(run, trials or [], images, seeds, address, console))
 
 
+# --- models and pictures from elsewhere ------------------------------------------------------------------------------
+
+Photos = Annotated[Path, typer.Option("--photos", metavar="PHOTOS", help="Folder of reference photos of the person.")]
+Face = Annotated[
+    str, typer.Option("--face", metavar="ENC", help="vggface2, casia-webface, dlib, or a path to weights.")
+]
+Clip = Annotated[str, typer.Option("--clip", metavar="MODEL:PRETRAINED", help="An open_clip model and its weights.")]
+LoraPath = Annotated[
+    Path | None,
+    typer.Option("--lora", metavar="FILE", help="A LoRA file of any trainer's (.safetensors), or a folder with one."),
+]
+CheckpointPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="MODEL", help="A whole fine-tune: a .safetensors file, a diffusers folder, a trial's."
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base-model", metavar="BASE", help="What the LoRA changes: hub id, folder or .safetensors file."),
+]
+RareToken = Annotated[
+    str,
+    typer.Option("--rare-token", metavar="WORD", help="What names the person in the prompts; CLIP reads them without."),
+]
+ImagesPerPrompt = Annotated[int | None, typer.Option("--images-per-prompt", "--seeds", min=1, metavar="N", help="4.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="S", help="Picture i of a prompt starts from noise S + i; 0.")
+]
+Steps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, metavar="N", help="25; renders 35.")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", min=0, metavar="X", help="7.5; renders 9.")]
+Negative = Annotated[
+    str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What pictures shall not show.")
+]
+Sampler = Annotated[str | None, typer.Option("--scheduler", metavar="NAME", help="dpmsolver++ or ddim.")]
+Width = Annotated[int | None, typer.Option("--width", min=8, metavar="PX", help="The base model's own.")]
+Height = Annotated[int | None, typer.Option("--height", min=8, metavar="PX", help="The base model's own.")]
+DEFAULT_CLIP = "ViT-B-32:laion2b_s34b_b79k"
+
+
 @app.command()
 def score(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures to score.")],
-    photos: Annotated[
-        Path, typer.Option("--photos", metavar="PHOTOS", help="Folder of reference photos of the person.")
-    ],
+    photos: Photos,
+    images: Annotated[
+        Path | None, typer.Argument(metavar="[IMAGES]", help="Folder of pictures to score; else a model is named.")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts", metavar="FILE", help="One line for all pictures, or one line a picture in order of name."
         ),
     ] = None,
-    face: Annotated[
-        str, typer.Option("--face", metavar="ENC", help="vggface2, casia-webface, dlib, or a path to weights.")
-    ] = "vggface2",
-    clip: Annotated[
-        str, typer.Option("--clip", metavar="MODEL:PRETRAINED", help="An open_clip model and its weights.")
-    ] = "ViT-B-32:laion2b_s34b_b79k",
+    face: Face = "vggface2",
+    clip: Clip = DEFAULT_CLIP,
+    lora: LoraPath = None,
+    checkpoint: CheckpointPath = None,
+    base_model: BaseModel = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep a model's pictures here.")] = None,
+    images_per_prompt: ImagesPerPrompt = None,
+    seed: Seed = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    negative_prompt: Negative = None,
+    scheduler: Sampler = None,
+    width: Width = None,
+    height: Height = None,
+    rare_token: RareToken = RARE_WORD,
     as_json: AsJson = False,
 ) -> None:
-    """Score any folder of pictures by likeness to the photos and, with --prompts, by prompt alignment."""
+    """Score any folder of pictures, or a model by the pictures that it makes of --prompts.
+
+    By likeness to the photos and, with --prompts, by prompt alignment.
+    """
+    settings: dict[str, object] = {
+        "images_per_prompt": images_per_prompt,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "scheduler": scheduler,
+        "width": width,
+        "height": height,
+    }
+    model = _one_model(images, "IMAGES", lora, checkpoint, base_model)
+    if images is not None:
+        _refuse_options({**settings, "out": out}, "a folder of pictures")
+        scored = _score_folder(images, photos, prompts, face, clip, rare_token)
+        about: dict[str, object] = {}
+    else:
+        from sweeps.compare import score_one
+
+        asked = _asked(prompts, photos, face, clip, rare_token, settings)
+        with Console(stderr=True).status("loading") as status:
+            of_model = score_one(model, base_model, asked, out, lambda line: status.update(Text(shown(line))))
+        scored, about = of_model.score, of_model.about
+    for remark in scored.remarks:
+        _complain(remark)
+    if as_json:
+        typer.echo(
+            json.dumps({**scored.model_dump(mode="json"), **about}, indent=1, allow_nan=False, ensure_ascii=False)
+        )
+        return
+    _print_score(scored)
+    if about.get("images_dir"):
+        _say(f"pictures  {shown(str(about['images_dir']))}")
+
+
+def _score_folder(images: Path, photos: Path, prompts: Path | None, face: str, clip: str, rare_token: str) -> Score:
     from evaluation.face_encoders import load_face_encoder
     from evaluation.prompt import load_clip, parse_clip
     from evaluation.score import score_folder
 
     judge = load_clip(parse_clip(clip)) if prompts else None
-    scored = score_folder(images, photos, load_face_encoder(face), prompts, judge)
-    for remark in scored.remarks:
+    return score_folder(images, photos, load_face_encoder(face), prompts, judge, rare_token)
+
+
+def _one_model(
+    place: Path | None, name: str, lora: Path | None, checkpoint: Path | None, base_model: str | None
+) -> Path | None:
+    """The model that is named beside or in place of `place`; None is the base model, or none at all."""
+    named = {name: place, "--lora": lora, "--checkpoint": checkpoint}
+    given = [option for option, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"need one of {name}, --lora and --checkpoint, got {' and '.join(given)}")
+    if not given and base_model is None:
+        raise UserError(f"need {name}, or a model: --lora FILE with --base-model, --checkpoint, or --base-model alone")
+    if place is not None and base_model is not None:
+        raise UserError(f"--base-model belongs to a model, got it beside {name}")
+    return lora or checkpoint
+
+
+def _refuse_options(options: dict[str, object], what: str) -> None:
+    """Options that would change nothing are a mistake."""
+    given = [name for name, value in options.items() if value not in (None, [])]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')}: {what} takes none, it is for a model")
+
+
+def _asked(
+    prompts: Path | None, photos: Path, face: str, clip: str, rare_token: str, settings: dict[str, object]
+) -> Asked:
+    from evaluation.prompt import parse_clip
+    from sweeps.compare import Asked
+
+    if prompts is None:
+        raise UserError("--prompts: need a text file with a prompt a line, to make pictures of, got none")
+    return Asked.of(prompts, photos, rare_token, {**settings, "face": {"encoder": face}, "clip": parse_clip(clip)})
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="LoRA files, whole checkpoints (file or folder), a trial's checkpoint."),
+    ],
+    base_model: Annotated[
+        str, typer.Option("--base-model", metavar="BASE", help="What the LoRAs change; stands in the table too.")
+    ],
+    photos: Photos,
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="A prompt a line.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for pictures, sheet.png and comparison.json.")
+    ] = Path("comparison"),
+    face: Face = "vggface2",
+    clip: Clip = DEFAULT_CLIP,
+    images_per_prompt: ImagesPerPrompt = None,
+    seed: Seed = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    negative_prompt: Negative = None,
+    scheduler: Sampler = None,
+    width: Width = None,
+    height: Height = None,
+    rare_token: RareToken = RARE_WORD,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models from anywhere on the same prompts and noise: one table, best first, and a sheet of pictures."""
+    from sweeps.compare import compare_models
+
+    settings: dict[str, object] = {
+        "images_per_prompt": images_per_prompt,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "scheduler": scheduler,
+        "width": width,
+        "height": height,
+    }
+    asked = _asked(prompts, photos, face, clip, rare_token, settings)
+    with Console(stderr=True).status("loading") as status:
+        comparison = compare_models(files, base_model, asked, out, lambda line: status.update(Text(shown(line))))
+    for remark in comparison.remarks:
         _complain(remark)
     if as_json:
-        typer.echo(scored.model_dump_json(indent=1))
+        typer.echo(json.dumps(comparison.as_dict(), indent=1, allow_nan=False, ensure_ascii=False))
     else:
-        _print_score(scored)
+        _print_comparison(comparison)
 
 
 @app.command()
 def render(
-    run: RunDir,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder, such as runs/ada; else a model is named.")
+    ] = None,
     top: Top = None,
     reference: Annotated[
         list[Path] | None, typer.Option("--reference", metavar="IMG", help="A picture instead of render.references.")
     ] = None,
+    lora: LoraPath = None,
+    checkpoint: CheckpointPath = None,
+    base_model: BaseModel = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Of a model's renders.")] = None,
+    negative_prompt: Negative = None,
+    controlnet: Annotated[
+        str | None,
+        typer.Option("--controlnet", metavar="NAME", help="Hub id or folder; lllyasviel/sd-controlnet-canny."),
+    ] = None,
+    detector: Annotated[str | None, typer.Option("--detector", metavar="NAME", help="canny.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=64, metavar="PX", help="Longer side of a render; 512.")
+    ] = None,
+    seed: Seed = None,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for a model's renders; `renders`.")
+    ] = None,
 ) -> None:
-    """Render the best trials with ControlNet."""
-    from sweeps.rendering import render_run
-
+    """Render the best trials of a run, or a model from anywhere, with ControlNet."""
+    settings = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "controlnet": controlnet,
+        "detector": detector,
+        "resolution": resolution,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+    }
+    model = _one_model(run, "RUN", lora, checkpoint, base_model)
     with Console(stderr=True).status("loading") as status:
-        sheet = render_run(run, top, reference or [], progress=lambda name: status.update(Text(f"rendering {name}")))
-    _say(f"sheet     {sheet}")
+
+        def progress(name: str) -> None:
+            status.update(Text(f"rendering {shown(name)}"))
+
+        if run is not None:
+            from sweeps.rendering import render_run
+
+            _refuse_options({**settings, "out": out}, "a run, which has its own settings,")
+            sheet = render_run(run, top, reference or [], progress=progress)
+        else:
+            from sweeps.rendering import render_model
+            from sweeps.renders import model_render_config
+
+            if top is not None:
+                raise UserError(f"--top: of the trials of a run, got {top} beside a model")
+            render_settings = model_render_config(reference or [], settings)
+            sheet = render_model(model, base_model, render_settings, out or Path("renders"), progress)
+    _say(f"sheet     {shown(sheet)}")
 
 
 @app.command()
@@ -606,6 +819,47 @@ def _print_score(scored: Score) -> None:
     )
     if scored.prompt_alignment is not None:
         _say(f"prompt alignment {scored.prompt_alignment:.3f}: mean raw cosine")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    """The table, then what it is of and how sure it is."""
+    leader, *others = comparison.rows
+    table = Table(
+        "", Column("model", overflow="fold"), "what", "face similarity", "prompt alignment", "faces", "leader ahead by"
+    )
+    for row in comparison.rows:
+        table.add_row(*map(Text, _comparison_cells(row, leader)), style="dim" if row.model is None else None)
+    longest = max(cell_len(shown(row.name)) for row in comparison.rows)
+    console = Console(width=None if sys.stdout.isatty() else longest + 160)
+    console.print(table)
+    lines = [f"rule: {comparison.rule}"]
+    told = [row for row in others if row.lead is not None and row.lead.verdict != "unknown"]
+    if len(told) < len(others):
+        lines.append(
+            "mind: too few pictures for intervals of differences; with 6 prompts or more they are of other prompts too"
+        )
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    _say(f"sheet     {shown(comparison.sheet)}")
+
+
+def _comparison_cells(row: Compared, leader: Compared) -> list[str]:
+    score, interval, lead = row.score, row.interval, row.lead
+    bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+    ahead = "" if lead is None or lead.mean is None else f"{lead.mean:+.3f}"
+    if lead is not None and lead.interval is not None:
+        verdict = ", a tie" if lead.verdict == "tie" else ""
+        ahead += f" [{lead.interval.low:+.3f}, {lead.interval.high:+.3f}]{verdict}"
+    prompts = f"{score.prompt_alignment:.3f}" + ("" if row.follows_prompts else ", off prompt")
+    return [
+        "*" if row is leader else "",
+        shown(row.name),
+        "" if row.model is None else row.model.what,
+        f"{score.face_similarity:.3f}{bounds}",
+        prompts,
+        f"{score.num_faces}/{score.num_images}",
+        ahead,
+    ]
 
 
 def main() -> None:

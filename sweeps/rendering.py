@@ -12,20 +12,25 @@ from pathlib import Path
 import torch
 
 from evaluation.checks import check_render
+from evaluation.config import RenderConfig
 from evaluation.generate import generation_dtype
 from evaluation.render import Render, contact_sheet, render_references
 from sweeps.config import load_sweep
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.mirror import bring_here
 from sweeps.ledger.records import BASE_TRIAL
+from sweeps.outputs import check_output, whole_output
 from sweeps.renders import INDEX, RenderJob, render_config
 from sweeps.results.leaderboard import Row
 from sweeps.results.results import read_results
 from training.checkpoint import load_pipeline, open_checkpoint
+from training.elsewhere import BASE_NAME, model_names, open_model
 from training.errors import UserError
 from training.files import whole_file, whole_folder, write_json
+from training.stable_diffusion import base_pipeline, choose_device
 
-BASE_COLUMN = "base model"
+BASE_COLUMN = BASE_NAME
+MODEL_INDEX = "render.json"
 
 
 def render_run(
@@ -72,6 +77,54 @@ def render_best(job: RenderJob, folder: RunFolder, progress: Callable[[str], Non
         contact_sheet(columns).save(part, format="PNG")
     write_json(folder.renders_dir / INDEX, job.index)
     return sheet
+
+
+def render_model(
+    path: Path | None,
+    base_model: str | None,
+    render: RenderConfig,
+    out: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Render the references with a model from anywhere, beside its base model where that is given.
+
+    Args:
+        path: a LoRA file, a whole checkpoint or a sweep's; None is the base model alone.
+        base_model: what a LoRA is a change of.
+        render: references, ControlNet and prompt, which must be given.
+        out: folder for the renders; whole when this returns, else as it was.
+        progress: told the name of what is rendered next.
+
+    Returns:
+        `sheet.png` in `out`: reference | condition | base model | the model.
+
+    Raises:
+        UserError: no prompt or reference, or the model is none that loads.
+    """
+    if render.prompt is None or not render.references:
+        missing = "a prompt: --prompt" if render.prompt is None else "a picture to follow: --reference"
+        raise UserError(f"rendering a model without a run needs {missing}")
+    check_render(render)
+    out = check_output(out, MODEL_INDEX)
+    model = None if path is None else open_model(path, base_model)
+    device = choose_device(None)
+    dtype = generation_dtype(device)
+    columns: dict[str, list[Render]] = {}
+    with whole_output(out, MODEL_INDEX, {"prompt": render.prompt}) as part:
+        if base_model is not None:
+            progress(BASE_COLUMN)
+            pipeline = base_pipeline(base_model, device, dtype, share_frozen=True)
+            columns[BASE_COLUMN] = render_references(pipeline, render, render.prompt)
+            _save(columns[BASE_COLUMN], part / BASE_TRIAL)
+        if model is not None:
+            (name,) = model_names([model])
+            progress(name)
+            pipeline = model.pipeline(base_model, device, dtype)
+            columns[name] = render_references(pipeline, render, render.prompt)
+            _save(columns[name], part / "model")
+        with whole_file(part / "sheet.png") as file:
+            contact_sheet(columns).save(file, format="PNG")
+    return out / "sheet.png"
 
 
 def _render(job: RenderJob, row: Row | None, folder: RunFolder) -> list[Render]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from evaluation.config import RenderConfig
 from evaluation.reference_labels import reference_labels
@@ -58,6 +60,21 @@ def due_renders(config: SweepConfig, folder: RunFolder) -> RenderJob | None:
         return None
     job = RenderJob.of(config, config.render, best)
     return None if _rendered(folder) == job.index else job
+
+
+def model_render_config(references: Sequence[Path], settings: Mapping[str, Any]) -> RenderConfig:
+    """Renders of a model that is in no run, under the settings that are given (None: the default).
+
+    Raises:
+        UserError: a setting is not in its range.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        return RenderConfig.model_validate({"references": [path.resolve() for path in references], **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"--{place}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _rendered(folder: RunFolder) -> Any:

@@ -56,6 +56,10 @@ def load_base_model(base_model: str) -> StableDiffusionPipeline:
     Raises:
         UserError: there is no such model, or it is none that `check_base_model` lets pass.
     """
+    return _load(base_model)
+
+
+def _load(base_model: str) -> StableDiffusionPipeline:
     named = parse_base_name(base_model)
     if Path(named.name).suffix == ".safetensors":
         check_base_model(base_model)
@@ -188,11 +192,35 @@ def base_pipeline(
         module: nn.Module = getattr(base, part)
         return fresh_copy(module, device, dtype)
 
+    return _pipeline_of(base, copy_of("vae"), text_encoder or copy_of("text_encoder"), unet or copy_of("unet"))
+
+
+def whole_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """A pipeline of a whole model that this process needs once: it is loaded anew and goes with the pipeline.
+
+    Args:
+        model: as for `load_base_model`: a checkpoint that was trained elsewhere is a base model by itself.
+        device: where the modules are.
+        dtype: their precision.
+
+    Raises:
+        UserError: as `load_base_model`.
+    """
+    loaded = _load(model)
+    return _pipeline_of(
+        loaded, *(fresh_copy(module, device, dtype) for module in (loaded.vae, loaded.text_encoder, loaded.unet))
+    )
+
+
+def _pipeline_of(
+    base: StableDiffusionPipeline, vae: nn.Module, text_encoder: nn.Module, unet: nn.Module
+) -> StableDiffusionPipeline:
+    """These modules with the base model's tokenizer and noise levels."""
     pipeline = StableDiffusionPipeline(
-        vae=copy_of("vae"),
-        text_encoder=text_encoder or copy_of("text_encoder"),
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=base.tokenizer,
-        unet=unet or copy_of("unet"),
+        unet=unet,
         scheduler=type(base.scheduler).from_config(base.scheduler.config),
         safety_checker=None,
         feature_extractor=None,
