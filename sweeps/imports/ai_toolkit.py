@@ -116,7 +116,7 @@ def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
         settings=written(settings, always, method),
         notes=notes,
         prompts=_prompts(sample, trigger),
-        score_every=every,
+        score_every=("save.save_every", every),
     )
 
 

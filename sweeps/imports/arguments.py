@@ -61,6 +61,9 @@ def _belongs_to_an_unknown(word: str, words: Sequence[str], rest: Sequence[str])
 
 def typed(flag: Flag, text: Any, notes: Notes) -> Any:
     """A setting's value as its parser types it."""
+    if flag.kind is bool and not isinstance(text, bool):
+        notes.problem(f"{flag.name} must be true or false, got {shorten(text)}")
+        return flag.default
     if flag.many and isinstance(text, list):
         return [as_number(each, float, flag.name, notes) if flag.kind is float else each for each in text]
     if flag.kind in (int, float) and text is not None:

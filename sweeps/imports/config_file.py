@@ -116,8 +116,6 @@ def kohya_settings(script: str, flat: Mapping[str, Any], notes: Notes) -> dict[s
     for name, value in flat.items():
         if name not in flags:
             notes.problem(unknown_key(str(name), list(flags)))
-        elif flags[name].kind is bool and not isinstance(value, bool):
-            notes.problem(f"{name} must be true or false, got {shorten(value)}")
         else:
             given[name] = typed(flags[name], value, notes)
     return given

@@ -49,6 +49,8 @@ def diffusers_run(script: str, given: Mapping[str, Any], launch: Launch, notes: 
             notes.unneeded[name] = "only counts with with_prior_preservation"
     said = {key.rpartition(".")[2] for name in given if (key := flags[name].key) and key.startswith("methods.")}
     images = given.get("num_validation_images")
+    if images is not None and not values["validation_prompt"]:
+        notes.unneeded["num_validation_images"] = "only counts with validation_prompt"
     return Run(
         trainer=f"{script}.py",
         method=method,
@@ -60,7 +62,7 @@ def diffusers_run(script: str, given: Mapping[str, Any], launch: Launch, notes: 
         top=keys_beside(flags, values),
         prompts=[values["validation_prompt"]] if values["validation_prompt"] else [],
         images_per_prompt=images if images and values["validation_prompt"] else None,
-        score_every=values["checkpointing_steps"],
+        score_every=("checkpointing_steps", values["checkpointing_steps"] or 0),
     )
 
 

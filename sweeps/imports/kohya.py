@@ -94,7 +94,7 @@ def kohya_run(
         notes=notes,
         top={key: value for key, value in keys_beside(flags, values).items() if key not in COMING},
         prompts=_sample_prompts(values["sample_prompts"], notes),
-        score_every=values["save_every_n_steps"],
+        score_every=("save_every_n_steps", values["save_every_n_steps"] or 0),
     )
 
 

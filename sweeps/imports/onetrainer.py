@@ -185,7 +185,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         notes=notes,
         top=beside,
         prompts=[str(sample.get("prompt") or "") for sample in samples or [] if isinstance(sample, dict)],
-        score_every=every,
+        score_every=("save_every", every or 0),
     )
 
 

@@ -83,8 +83,8 @@ class Run:
     prompts: list[str] = field(default_factory=list)
     """Those that its own pictures were made of; may be none."""
     images_per_prompt: int | None = None
-    score_every: int | None = None
-    """Steps between the checkpoints that it kept; None: only the last."""
+    score_every: tuple[str, int] | None = None
+    """The setting by which it kept checkpoints, and the steps between them; None: only the last."""
 
 
 def number_of(what: str, count: Callable[[], int], notes: Notes) -> int | None:

@@ -131,11 +131,19 @@ def _prompts(run: Run, subject: Mapping[str, Any]) -> list[str]:
 def _at_steps(run: Run, steps: int) -> list[int]:
     """Where the run kept checkpoints; under a schedule that knows its end each point would be a run of its own."""
     scheduler = run.settings.get("lr_scheduler", "constant")
-    every = run.score_every
-    if scheduler not in HORIZON_FREE_SCHEDULES or not every or not 0 < every < steps:
-        return [steps]
-    points = list(range(every, steps, every))
-    return [*points, steps] if len(points) < MOST_SCORING_POINTS else [steps]
+    setting, every = run.score_every or ("", 0)
+    points = list(range(every, steps, every)) if every > 0 else []
+    if not points:
+        reason = "the run is over before"
+    elif scheduler not in HORIZON_FREE_SCHEDULES:
+        reason = f"under {scheduler} only the run's end is the end of a run of its length"
+    elif len(points) >= MOST_SCORING_POINTS:
+        reason = f"evaluation.at_steps would have {len(points) + 1} points to score"
+    else:
+        return [*points, steps]
+    if setting:
+        run.notes.unneeded[f"{setting} {every}"] = reason
+    return [steps]
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
