@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweeps.imports.run import Notes
+from sweeps.imports.run import Notes, beside
 from training.errors import UserError
 from training.photos import read_caption
 from training.pictures import find_pictures
@@ -21,6 +21,6 @@ def captions_of(folder: str, suffix: str, notes: Notes) -> list[str | None] | No
     except (UserError, OSError):
         return None
     for photo, caption in zip(photos, captions, strict=True):
-        if caption and not photo.with_suffix(suffix).is_file():
+        if caption and not beside(photo, suffix).is_file():
             notes.problem(f"{folder}: captions that are no {suffix} files, which were not read: take them away")
     return captions

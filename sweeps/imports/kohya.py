@@ -60,6 +60,7 @@ def kohya_run(
             values[name] = None
         else:
             notes.fate(flags[name], value)
+    values["caption_extension"] = values["caption_extention"] or values["caption_extension"]
     if not values["pretrained_model_name_or_path"]:
         notes.problem("pretrained_model_name_or_path must be given")
     photos = photos_of(values, dataset, notes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.imports.arguments import typed
 from sweeps.imports.flags import DATASET, KOHYA, flags_of
-from sweeps.imports.run import Notes, count_pictures, number_of
+from sweeps.imports.run import Notes, beside, count_pictures, number_of
 from sweeps.wording import shorten, unknown_key
 from training.errors import UserError
 from training.pictures import CAPTION_SUFFIXES, KOHYA_FOLDER, find_pictures
@@ -262,7 +262,7 @@ def _check_captions(folder: Folder, notes: Notes) -> None:
     except (UserError, OSError):
         return
     for suffix in sorted({*CAPTION_SUFFIXES, folder.extension}):
-        files = [file for picture in pictures if (file := picture.with_suffix(suffix)).is_file()]
+        files = [file for picture in pictures if (file := beside(picture, suffix)).is_file()]
         if not files:
             continue
         if suffix == folder.extension and folder.of_class:

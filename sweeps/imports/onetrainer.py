@@ -141,6 +141,8 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
     base_model = config.take("base_model_name", "stable-diffusion-v1-5/stable-diffusion-v1-5")
     file = config.take("concept_file_name", "training_concepts/concepts.json")
     concept = _concept(concepts if concepts is not None else _list_in(file, folder, notes), notes)
+    if concepts is not None and "concept_file_name" in raw:
+        notes.unneeded["concept_file_name"] = "the concepts are in the file itself"
     subject, settings, counted = _photos(concept, notes)
     subject["resolution"] = _side(config.take("resolution", "512"), notes)
     _length(config, settings, counted, notes)
@@ -170,8 +172,11 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         notes.differs.append("aspect_ratio_bucketing: photos are cut to squares")
     notes.minded.append("seed: OneTrainer's numbers are of its own; here it is 0")
     destination = config.take("output_model_destination", "models/model.safetensors")
-    every = config.number("save_every", 0, int) if raw.get("save_every_unit") == "STEP" else None
-    config.take("save_every")
+    every = 0
+    if raw.get("save_every_unit") == "STEP":
+        every = config.number("save_every", 0, int)
+    elif config.take("save_every"):
+        notes.unneeded["save_every"] = "the run's end is scored"
     config.account(_UNNEEDED, _NEUTRAL)
     beside = {"clip_skip": skip + 1} if skip and "clip_skip" not in COMING else {}
     always = {"train_batch_size", "lora_alpha", "target_modules", "train_text_encoder"}
@@ -185,7 +190,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         notes=notes,
         top=beside,
         prompts=[str(sample.get("prompt") or "") for sample in samples or [] if isinstance(sample, dict)],
-        score_every=("save_every", every or 0),
+        score_every=("save_every", every),
     )
 
 
@@ -424,6 +429,8 @@ def _adapter(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
     notes.differs.append("adapters begin from other random numbers: A uniform there, normal here")
     layers = config.take("layer_filter", "")
     preset = config.take("layer_filter_preset", "full")
+    if layers:
+        notes.unneeded["layer_filter_preset"] = "layer_filter goes first"
     layers = layers or _LAYER_PRESETS.get(preset, "")
     if layers not in _LAYERS:
         notes.problem(f"layer_filter {shorten(layers)} (there are attn and attentions)")

@@ -118,6 +118,11 @@ def has_pictures(folder: str) -> bool:
         return False
 
 
+def beside(picture: Path, ending: str) -> Path:
+    """The file of the same name with another ending."""
+    return Path(f"{picture.with_suffix('')}{ending}")
+
+
 def as_number(text: object, kind: type, what: str, notes: Notes) -> Any:
     """`text` as a whole number or a decimal; None, and a problem, where it is neither."""
     try:

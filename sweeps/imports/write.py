@@ -132,7 +132,9 @@ def _at_steps(run: Run, steps: int) -> list[int]:
     """Where the run kept checkpoints; under a schedule that knows its end each point would be a run of its own."""
     scheduler = run.settings.get("lr_scheduler", "constant")
     setting, every = run.score_every or ("", 0)
-    points = list(range(every, steps, every)) if every > 0 else []
+    if every <= 0:
+        return [steps]
+    points = list(range(every, steps, every))
     if not points:
         reason = "the run is over before"
     elif scheduler not in HORIZON_FREE_SCHEDULES:

@@ -173,7 +173,7 @@ def test_a_run_of_ours_comes_back_from_its_command(
 # --- spelling ---------------------------------------------------------------------------------------------------------
 
 FLAGS = [("--learning_rate", "3e-5"), ("--rank", "8"), ("--seed", "7"), ("--lr_scheduler", "cosine")]
-FLAGS += [("--validation_prompt", "a photo of sks woman, it's \"art\"; $5 & more #1"), ("--output_dir", "out/a b")]
+FLAGS += [("--validation_prompt", 'a photo of sks woman, it\'s "art"; $5 & more #1'), ("--output_dir", "out/a b")]
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,7 +199,7 @@ def test_spelling_changes_nothing(data: st.DataObject) -> None:
     "text",
     [
         "export MODEL=./sd15\nexport DIR='photos'\naccelerate launch {script} --pretrained_model_name_or_path=$MODEL "
-        "--instance_data_dir=\"${{DIR}}\" {rest}",
+        '--instance_data_dir="${{DIR}}" {rest}',
         "%env MODEL=./sd15\n!accelerate launch {script} --pretrained_model_name_or_path $MODEL --instance_data_dir photos "
         "{rest}",
         "CUDA_VISIBLE_DEVICES=0 python -m train_dreambooth_lora --pretrained_model_name_or_path ./sd15 "
@@ -303,7 +303,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("script", "name"), [(script, name) for script in SCRIPTS for name in flags_of(DIFFUSERS, script)])
+@pytest.mark.parametrize(
+    ("script", "name"), [(script, name) for script in SCRIPTS for name in flags_of(DIFFUSERS, script)]
+)
 def test_every_flag_is_mapped_named_or_refused(script: str, name: str, seven_photos: Path) -> None:
     """A flag that is set changes the sweep, or stands in it by name, or is refused by name."""
     flag = flags_of(DIFFUSERS, script)[name]
@@ -393,8 +395,12 @@ def test_what_is_commented_out_is_a_search_around_the_run(tmp_path: Path) -> Non
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    prompt=st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(lambda t: not t.startswith("-")),
-    folder=st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(lambda t: not t.startswith("-")),
+    prompt=st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(
+        lambda t: not t.startswith("-")
+    ),
+    folder=st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(
+        lambda t: not t.startswith("-")
+    ),
 )
 @example(prompt="no", folder="1e5")
 @example(prompt="sks: {a} # b", folder="~/p: q")
