@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.imports.captions import captions_of
 from sweeps.imports.nested import Nested
-from sweeps.imports.run import Notes, Run, written
+from sweeps.imports.run import Notes, Run, put_beside, written
 from sweeps.imports.write import lawful_name
 from sweeps.wording import shorten
 
@@ -77,6 +77,7 @@ _DATASET_NEUTRAL: Mapping[str, Any] = {"network_weight": 1.0, "scale": 1.0, "ful
 
 def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
     """The run of a job file; problems are left in `notes`."""
+    top: dict[str, Any] = {}
     job = raw["config"]
     processes = job.get("process") or []
     if not isinstance(processes, list) or len(processes) != 1 or not isinstance(processes[0], dict):
@@ -94,7 +95,7 @@ def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
     subject, settings = _photos(datasets, trigger, notes)
     _training(read, settings, notes)
     if has_network:
-        _adapter(read, settings, notes)
+        _adapter(read, settings, top, notes)
     base_model = read.take("model.name_or_path", "")
     if not base_model:
         notes.problem("model.name_or_path must be given")
@@ -115,6 +116,7 @@ def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
         subject=subject,
         settings=written(settings, always, method),
         notes=notes,
+        top=top,
         prompts=_prompts(sample, trigger),
         score_every=("save.save_every", every),
     )
@@ -256,7 +258,7 @@ def _schedule(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
         settings["lr_warmup_steps"] = warmup
 
 
-def _adapter(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
+def _adapter(read: Nested, settings: dict[str, Any], top: dict[str, Any], notes: Notes) -> None:
     rank = read.number("network.rank", read.number("network.linear", 4, int), int)
     read.take("network.linear")
     alpha = read.number("network.linear_alpha", read.number("network.alpha", 1.0))
@@ -280,8 +282,8 @@ def _adapter(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
         )
     if read.number("network.dropout", 0.0):
         notes.problem("network.dropout (it drops what is between A and B; lora_dropout drops what enters A)")
-    if read.take("network.pretrained_lora_path"):
-        notes.problem("network.pretrained_lora_path (not yet: there is no key initial_weights)")
+    if file := read.take("network.pretrained_lora_path"):
+        put_beside(top, "initial_weights", file, f"network.pretrained_lora_path {shorten(file)}", notes)
 
 
 def _prompts(sample: Any, trigger: str | None) -> list[str]:

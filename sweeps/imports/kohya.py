@@ -55,7 +55,7 @@ def kohya_run(
     flags = flags_of(KOHYA, script)
     values = {name: given.get(name, flag.default) for name, flag in flags.items()}
     for name, value in given.items():
-        if name in _NO_CHANGE and value == _NO_CHANGE[name]:
+        if name in _NO_CHANGE and value == _NO_CHANGE[name]:  # pictures are made as they were trained
             notes.unneeded[name] = "it says what is done in any case"
             values[name] = None
         else:
@@ -64,7 +64,9 @@ def kohya_run(
     if not values["pretrained_model_name_or_path"]:
         notes.problem("pretrained_model_name_or_path must be given")
     photos = photos_of(values, dataset, notes)
+    _name_what_counts_no_more(given, values, photos, notes)
     settings = {ours: values[theirs] for theirs, ours in _BY_NAME.items() if values.get(theirs) is not None}
+    settings["snr_gamma"] = values["min_snr_gamma"] or None  # 0 weighs nothing there
     settings["seed"] = say_of_seed(values["seed"], notes)
     settings.update(photos.settings)
     _steps(values, settings, photos, launch, notes)
@@ -97,6 +99,32 @@ def kohya_run(
         prompts=_sample_prompts(values["sample_prompts"], notes),
         score_every=("save_every_n_steps", values["save_every_n_steps"] or 0),
     )
+
+
+def _name_what_counts_no_more(
+    given: Mapping[str, Any], values: Mapping[str, Any], photos: Photos, notes: Notes
+) -> None:
+    """Settings that another setting of the run makes nothing of."""
+    reasons = {
+        "max_train_steps": "max_train_epochs goes first" if values["max_train_epochs"] is not None else None,
+        "train_batch_size": "the dataset config's batch_size goes first"
+        if photos.batch_size != values["train_batch_size"]
+        else None,
+        "resolution": "the dataset config's goes first"
+        if str(photos.subject.get("resolution")) not in str(values["resolution"])
+        else None,
+        "prior_loss_weight": None if photos.class_pictures else "only counts with reg pictures",
+        "text_encoder_lr": "network_train_unet_only" if values.get("network_train_unet_only") else None,
+        "learning_rate": "unet_lr and text_encoder_lr go first"
+        if values.get("unet_lr") is not None
+        and (values.get("text_encoder_lr") is not None or values.get("network_train_unet_only"))
+        else None,
+        "use_8bit_adam": "optimizer_type goes first" if values["optimizer_type"] else None,
+        "stop_text_encoder_training": "the text encoder trains to the end"
+        if (values.get("stop_text_encoder_training") or 0) >= values["max_train_steps"]
+        else None,
+    }
+    notes.unneeded.update({name: why for name, why in reasons.items() if why and name in given})
 
 
 # --- length -----------------------------------------------------------------------------------------------------------

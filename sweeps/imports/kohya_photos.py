@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.clip_text import is_common_word
+from evaluation.rare_token import guess_rare_token
 from sweeps.imports.arguments import typed
 from sweeps.imports.flags import DATASET, KOHYA, flags_of
 from sweeps.imports.run import Notes, beside, count_pictures, number_of
@@ -93,7 +95,7 @@ def photos_of(values: Mapping[str, Any], dataset: Mapping[str, Any] | None, note
         notes: takes what is to be said.
     """
     subsets = _subsets_of_config(values, dataset, notes) if dataset is not None else _subsets_of_folders(values, notes)
-    shared = subsets[0] if subsets else dict(values)
+    shared = next((subset for subset in subsets if not subset.get("is_reg")), dict(values))
     photos = Photos(
         subject={"photos": "", "instance_prompt": ""},
         settings={name: shared[name] for name in _SHARED if shared.get(name)},
@@ -104,8 +106,7 @@ def photos_of(values: Mapping[str, Any], dataset: Mapping[str, Any] | None, note
     folders = [folder for subset in subsets if (folder := _folder(subset, notes))]
     photos.photos = [folder for folder in folders if not folder.of_class]
     photos.class_pictures = [folder for folder in folders if folder.of_class]
-    if len({tuple(str(subset.get(name)) for name in (*_SHARED, "flip_aug", "resolution")) for subset in subsets}) > 1:
-        notes.problem("subsets with other captions, flips or resolutions than each other (one is for all photos)")
+    _agree(subsets, notes)
     if not photos.photos:
         if not notes.problems:
             notes.problem("there is no folder of photos")
@@ -116,6 +117,15 @@ def photos_of(values: Mapping[str, Any], dataset: Mapping[str, Any] | None, note
     for folder in folders:
         _check_captions(folder, notes)
     return photos
+
+
+def _agree(subsets: Sequence[Mapping[str, Any]], notes: Notes) -> None:
+    """Is what is said of one folder said of all?"""
+    of_photos = [subset for subset in subsets if not subset.get("is_reg")]
+    for names, among in ((_SHARED, of_photos), (("flip_aug", "resolution"), subsets)):
+        for name in names:
+            if len({str(subset.get(name)) for subset in among}) > 1:
+                notes.problem(f"folders with different {name} (one is for all)")
 
 
 def _subject(photos: Photos, shared: Mapping[str, Any], values: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
@@ -130,16 +140,26 @@ def _subject(photos: Photos, shared: Mapping[str, Any], values: Mapping[str, Any
     if not first.words.strip():
         notes.problem(f"{first.path}: class_tokens must be given: nothing names the person")
     subject["class_prompt"] = photos.class_pictures[0].words if photos.class_pictures else None
-    head, _, rest = first.words.strip().partition(" ")
-    if rest and first.words.count(",") == 0 and subject["class_prompt"] is None:
-        subject["rare_token"] = head
-        notes.minded.append(f"rare_token {head!r}: the first word of {first.words!r}, as kohya's folders are named")
+    token = _first_word(first.words) if subject["class_prompt"] is None else None
+    if token is not None:
+        subject["rare_token"] = token
+        notes.minded.append(f"rare_token {token!r}: the first word of {first.words!r}, as kohya's folders are named")
     subject["resolution"] = _side(shared.get("resolution"), notes)
     subject["crop"] = "center"
     subject["held_out_photos"] = 0
     if shared.get("flip_aug"):
         subject["random_flip"] = True
     return subject
+
+
+def _first_word(words: str) -> str | None:
+    """What kohya's `ohwx woman` calls the person, where nothing else tells it; None for `photo of ada`."""
+    try:
+        guess_rare_token(words, None)
+    except UserError:
+        first, _, rest = words.strip().partition(" ")
+        return first if rest and not is_common_word(first) else None
+    return None
 
 
 def _class_pictures(photos: Photos, notes: Notes) -> None:
@@ -149,6 +169,8 @@ def _class_pictures(photos: Photos, notes: Notes) -> None:
     number = photos.num_class_images(notes)
     photos.settings["with_prior_preservation"] = True
     photos.subject["class_images"] = photos.class_pictures[0].path
+    if photos.settings.get("caption_dropout_rate"):
+        notes.problem("caption_dropout_rate with reg pictures (only photos lose their words)")
     if number is not None:
         photos.settings["num_class_images"] = number
         notes.arithmetic.append(f"num_class_images {number}: as many as go with the photos and their repeats")

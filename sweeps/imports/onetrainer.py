@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.imports.captions import captions_of
-from sweeps.imports.flags import COMING
 from sweeps.imports.nested import Nested
-from sweeps.imports.run import Notes, Run, count_pictures, number_of, written
+from sweeps.imports.run import Notes, Run, count_pictures, number_of, put_beside, written
 from sweeps.imports.write import lawful_name
 from sweeps.wording import shorten
 
@@ -130,6 +129,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         folder: where the file lies; the files that it names may lie beside it.
         notes: takes what is to be said.
     """
+    top: dict[str, Any] = {}
     concepts, samples = raw.get("concepts"), raw.get("samples")
     config = Nested(
         {key: value for key, value in raw.items() if key not in ("concepts", "samples", "optimizer")}, notes
@@ -150,7 +150,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
     _optimizer(raw.get("optimizer"), settings, notes)
     _text_encoder(config, settings, method, notes)
     if method == "lora":
-        _adapter(config, settings, notes)
+        _adapter(config, settings, top, notes)
     else:
         for name in ("lora_rank", "lora_alpha", "lora_model_name", "layer_filter"):
             if name == "layer_filter" and raw.get(name):
@@ -166,8 +166,8 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
             notes.problem(f"{part}.model_name {shorten(name)} (all of the model is base_model)")
         config.take(f"{part}.weight_dtype")
     skip = config.number("text_encoder_layer_skip", 0, int)
-    if skip and "clip_skip" in COMING:
-        notes.problem(f"text_encoder_layer_skip {skip} (not yet: there is no key clip_skip)")
+    if skip:
+        put_beside(top, "clip_skip", skip + 1, f"text_encoder_layer_skip {skip}", notes)
     if config.take("aspect_ratio_bucketing", True):
         notes.differs.append("aspect_ratio_bucketing: photos are cut to squares")
     notes.minded.append("seed: OneTrainer's numbers are of its own; here it is 0")
@@ -178,7 +178,6 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
     elif config.take("save_every"):
         notes.unneeded["save_every"] = "the run's end is scored"
     config.account(_UNNEEDED, _NEUTRAL)
-    beside = {"clip_skip": skip + 1} if skip and "clip_skip" not in COMING else {}
     always = {"train_batch_size", "lora_alpha", "target_modules", "train_text_encoder"}
     return Run(
         trainer="OneTrainer",
@@ -188,7 +187,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         subject=subject,
         settings=written(settings, always, method),
         notes=notes,
-        top=beside,
+        top=top,
         prompts=[str(sample.get("prompt") or "") for sample in samples or [] if isinstance(sample, dict)],
         score_every=("save_every", every),
     )
@@ -420,7 +419,7 @@ def _text_encoder(config: Nested, settings: dict[str, Any], method: str, notes: 
         settings["train_text_encoder"] = False
 
 
-def _adapter(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
+def _adapter(config: Nested, settings: dict[str, Any], top: dict[str, Any], notes: Notes) -> None:
     rank, alpha = config.number("lora_rank", 16, int), config.number("lora_alpha", 1.0)
     settings["rank"], settings["lora_alpha"] = rank, alpha
     notes.arithmetic.append(
@@ -437,8 +436,8 @@ def _adapter(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
     settings["target_modules"] = _LAYERS.get(layers, "attention")
     if layers == "attn" and settings["train_text_encoder"]:
         notes.problem("layer_filter attn with a text encoder that trains (all of its layers have adapters there)")
-    if config.take("lora_model_name"):
-        notes.problem("lora_model_name (not yet: there is no key initial_weights)")
+    if file := config.take("lora_model_name"):
+        put_beside(top, "initial_weights", file, f"lora_model_name {shorten(file)}", notes)
     if config.take("lora_decompose", False):
         settings["use_dora"] = True
         if config.take("lora_decompose_output_axis", False):

@@ -156,6 +156,22 @@ def say_of_seed(seed: int | None, notes: Notes) -> int:
     return seed or 0
 
 
+def put_beside(top: dict[str, Any], key: str, value: Any, said: str, notes: Notes) -> None:
+    """Give the sweep file a key beside its sections; a problem while there is no such key.
+
+    Args:
+        top: the keys beside the sections.
+        key: ours.
+        value: of the key.
+        said: the trainer's setting and its value.
+        notes: takes the problem.
+    """
+    if key in COMING:
+        notes.problem(f"{said} (not yet: there is no key {key})")
+    else:
+        top[key] = value
+
+
 def keys_beside(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:
     """The run's keys that stand beside the sweep file's sections, other than its name and base model."""
     beside = {flag.key: values[name] for name, flag in flags.items() if flag.key and "." not in flag.key}

@@ -1,7 +1,8 @@
 """Names of settings as the parsers of other trainers have them; names are facts, their texts are not here.
 
 diffusers 58eb52c: `examples/dreambooth` and `examples/advanced_diffusion_training`. kohya-ss/sd-scripts 48d368f:
-`library/train_util.py`, `library/custom_train_functions.py`, the two scripts, and the schema of `library/config_util.py`.
+`library/train_util.py`, `library/custom_train_functions.py`, the two scripts,
+and the schema of `library/config_util.py`.
 OneTrainer: `modules/util/config/TrainConfig.py`.
 """
 
