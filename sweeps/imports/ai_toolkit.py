@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.imports.captions import captions_of
 from sweeps.imports.nested import Nested
-from sweeps.imports.run import Notes, Run, put_beside, written
+from sweeps.imports.run import Notes, Run, put_beside, say_of_seed, written
 from sweeps.imports.write import lawful_name
 from sweeps.wording import shorten
 
@@ -100,9 +100,7 @@ def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
     if not base_model:
         notes.problem("model.name_or_path must be given")
     seed = read.number("training_seed", None, int)
-    if seed is None:
-        notes.minded.append("seed: the run had none, so nobody can repeat its very numbers; here it is 0")
-    settings["seed"] = seed or 0
+    settings["seed"] = say_of_seed(seed, notes)
     every = read.number("save.save_every", 1000, int)
     read.account(_UNNEEDED, _NEUTRAL)
     if sample:

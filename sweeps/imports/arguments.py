@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -39,11 +40,7 @@ def parse(
             parser.add_argument(*options, action="store_true", dest=name)
         else:
             parser.add_argument(*options, dest=name, **({"nargs": "*"} if flag.many else {}))  # type: ignore[arg-type]
-    try:
-        namespace, rest = parser.parse_known_args(list(words))
-    except _NotParsedError as error:
-        notes.problem(str(error).removeprefix("argument "))
-        return {}
+    namespace, rest = _parsed(parser, list(words), notes)
     for word in rest:
         name = word.lstrip("-").partition("=")[0]
         if word.startswith("--"):
@@ -51,6 +48,32 @@ def parse(
         elif not _belongs_to_an_unknown(word, words, rest):
             notes.problem(f"{shorten(word)}: a word that belongs to no setting")
     return {name: typed(flags[name], text, notes) for name, text in vars(namespace).items()}
+
+
+def _parsed(parser: _Parser, words: list[str], notes: Notes) -> tuple[argparse.Namespace, list[str]]:
+    """What the parser makes of the words, each option that it will not take left out and noted."""
+    while True:
+        try:
+            return parser.parse_known_args(words)
+        except _NotParsedError as error:
+            text = str(error).removeprefix("argument ")
+            notes.problem(text)
+            at = _place_of(text, words)
+            if at is None:
+                return argparse.Namespace(), []
+            end = next((end for end in range(at + 1, len(words)) if words[end].startswith("--")), len(words))
+            words = words[:at] + words[end:]
+
+
+def _place_of(refusal: str, words: Sequence[str]) -> int | None:
+    """Where the option stands that a refusal names, by its whole name or shortened."""
+    named = re.search(r"--[\w-]+", refusal)
+    if named is None:
+        return None
+    options = [(at, word.partition("=")[0]) for at, word in enumerate(words) if word.startswith("--")]
+    exact = [at for at, option in options if option == named.group()]
+    shortened = [at for at, option in options if named.group().startswith(option) and option != "--"]
+    return next(reversed(exact or shortened), None)
 
 
 def _belongs_to_an_unknown(word: str, words: Sequence[str], rest: Sequence[str]) -> bool:

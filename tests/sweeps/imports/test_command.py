@@ -350,6 +350,15 @@ def test_what_would_not_be_that_run_is_refused(flags: list[str], named: str) -> 
     assert "\n" not in str(refusal.value)
 
 
+def test_what_the_scripts_parser_refuses_hides_no_other_reason() -> None:
+    """An ambiguous flag, one without its value and an unknown one are named together, and nothing that was given."""
+    with pytest.raises(UserError) as refusal:
+        import_command(command(LORA, "--lr", "1", "--no_such", "2", "--seed"))
+    said = str(refusal.value)
+    assert all(name in said for name in ("ambiguous option: --lr", "--no_such", "--seed: expected one argument"))
+    assert "must be given" not in said
+
+
 def test_all_reasons_are_given_at_once() -> None:
     """Two mistakes need one look, not two."""
     with pytest.raises(UserError, match=r"no_such.*tokenizer_name"):
