@@ -84,19 +84,19 @@ def ai_toolkit_run(raw: Mapping[str, Any], notes: Notes) -> Run:
         notes.problem("process must be one")
         processes = [{}]
     process = dict(processes[0])
-    if process.get("type", "sd_trainer") not in _TRAINERS:
+    if str(process.get("type", "sd_trainer")) not in _TRAINERS:
         notes.problem(f"process.type {shorten(process.get('type'))} (there is sd_trainer)")
     datasets = process.pop("datasets", None) or []
     sample = process.pop("sample", None) or {}
     has_network = bool(process.get("network"))
     read = Nested({key: value for key, value in process.items() if key != "type"}, notes)
-    trigger = read.take("trigger_word")
+    trigger = read.text("trigger_word", "") or None
     method = "lora" if has_network else "dreambooth"
     subject, settings = _photos(datasets, trigger, notes)
     _training(read, settings, notes)
     if has_network:
         _adapter(read, settings, top, notes)
-    base_model = read.take("model.name_or_path", "")
+    base_model = read.text("model.name_or_path", "")
     if not base_model:
         notes.problem("model.name_or_path must be given")
     seed = read.number("training_seed", None, int)
@@ -125,7 +125,7 @@ def _photos(datasets: Any, trigger: str | None, notes: Notes) -> tuple[dict[str,
     if len(folders) != 1:
         notes.problem(f"datasets must be one, got {len(folders)} (photos are in one folder)")
     read = Nested(folders[0] if folders else {}, notes)
-    path = str(read.take("folder_path", read.take("dataset_path", "")))
+    path = read.text("folder_path", read.text("dataset_path", ""))
     settings: dict[str, Any] = {}
     if rate := read.number("caption_dropout_rate", 0.0):
         settings["caption_dropout_rate"] = rate
@@ -135,8 +135,8 @@ def _photos(datasets: Any, trigger: str | None, notes: Notes) -> tuple[dict[str,
     read.take("keep_tokens")
     settings["batch_of_its_own"] = read.number("batch_size", None, int)
     suffix = "." + str(read.take("caption_ext", "txt")).lstrip(".")
-    trigger = read.take("trigger_word", trigger)
-    words = read.take("default_caption") or trigger
+    trigger = read.text("trigger_word", trigger or "") or None
+    words = read.text("default_caption", "") or trigger
     sides = read.take("resolution", 512)
     side = sides[0] if isinstance(sides, list) and len(sides) == 1 else sides
     if not isinstance(side, int):
@@ -189,7 +189,7 @@ def _training(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
     settings["gradient_accumulation_steps"] = read.number("train.gradient_accumulation", 1, int)
     settings["gradient_checkpointing"] = bool(read.take("train.gradient_checkpointing", True))
     settings["max_grad_norm"] = read.number("train.max_grad_norm", 1.0)
-    precision = read.take("train.dtype", "fp32")
+    precision = read.text("train.dtype", "fp32")
     settings["mixed_precision"] = _PRECISION.get(precision, "no")
     if precision not in _PRECISION:
         notes.problem(f"train.dtype {shorten(precision)} (there are fp32, fp16 and bf16)")
@@ -217,7 +217,7 @@ def _training(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
 
 
 def _optimizer(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
-    named = str(read.take("train.optimizer", "adamw")).lower()
+    named = str(read.text("train.optimizer", "adamw")).lower()
     decay = read.number("train.optimizer_params.weight_decay", 1e-2 if named.startswith("adamw") else 0.0)
     betas = read.take("train.optimizer_params.betas", [0.9, 0.999])
     settings["adam_weight_decay"] = decay
@@ -246,7 +246,7 @@ def _optimizer(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
 
 
 def _schedule(read: Nested, settings: dict[str, Any], notes: Notes) -> None:
-    named = read.take("train.lr_scheduler", "constant")
+    named = read.text("train.lr_scheduler", "constant")
     if named not in _SCHEDULERS:
         notes.problem(f"train.lr_scheduler {shorten(named)} (its {', '.join(sorted(_SCHEDULERS))} are ours)")
         return
@@ -285,9 +285,12 @@ def _adapter(read: Nested, settings: dict[str, Any], top: dict[str, Any], notes:
 
 
 def _prompts(sample: Any, trigger: str | None) -> list[str]:
-    if not isinstance(sample, dict):
-        return []
-    listed = sample.get("prompts") or [
-        each.get("prompt") for each in sample.get("samples") or [] if isinstance(each, dict)
+    section = sample if isinstance(sample, dict) else {}
+    samples = section.get("samples")
+    items = [each.get("prompt") for each in samples if isinstance(each, dict)] if isinstance(samples, list) else []
+    prompts = section.get("prompts") or items
+    return [
+        prompt.replace("[trigger]", trigger or "")
+        for prompt in (prompts if isinstance(prompts, list) else [])
+        if isinstance(prompt, str)
     ]
-    return [str(prompt).replace("[trigger]", trigger or "") for prompt in listed if prompt]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -87,8 +88,14 @@ def typed(flag: Flag, text: Any, notes: Notes) -> Any:
     if flag.kind is bool and not isinstance(text, bool):
         notes.problem(f"{flag.name} must be true or false, got {shorten(text)}")
         return flag.default
-    if flag.many and isinstance(text, list):
-        return [as_number(each, float, flag.name, notes) if flag.kind is float else each for each in text]
+    if flag.kind is str and not flag.many and flag.name != "resolution":  # which may be a pair
+        if isinstance(text, dict | list | bool):
+            notes.problem(f"{flag.name} must be text, got {shorten(text)}")
+            return flag.default
+        return text if isinstance(text, str) else str(text)
+    if flag.many:
+        each_alone = dataclasses.replace(flag, many=False)
+        return [typed(each_alone, each, notes) for each in (text if isinstance(text, list) else [text])]
     if flag.kind in (int, float) and text is not None:
         return as_number(text, flag.kind, flag.name, notes)
     return text

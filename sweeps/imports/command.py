@@ -113,7 +113,12 @@ def _launch(started: _Started, notes: Notes) -> Launch:
             notes.problem("the launcher's --num_processes must be given with --multi_gpu: the batch grows by it")
         notes.minded.append("num_processes is not given: 1 is taken, and accelerate may have used more GPUs")
     precision = given.get("mixed_precision") or precision
-    if precision is None and "mixed_precision" not in _names(started.after):
+    if started.script in KOHYA_SCRIPTS:
+        if precision is not None:
+            notes.unneeded["the launcher's mixed_precision"] = (
+                "the script's own word, no if it says nothing, goes first"
+            )
+    elif precision is None and "mixed_precision" not in _names(started.after):
         notes.minded.append(
             "mixed_precision is not given: no is taken; accelerate's own config file may have said otherwise"
         )

@@ -236,9 +236,9 @@ def _subsets_of_config(values: Mapping[str, Any], dataset: Mapping[str, Any], no
         number = len(datasets) if isinstance(datasets, list) else 0
         notes.problem(f"[[datasets]] must be one, got {number} (photos have one size and one batch)")
         return []
-    own = dict(datasets[0])
-    subsets = own.pop("subsets", [])
-    own = _section(own, "datasets", notes)
+    first = datasets[0] if isinstance(datasets[0], dict) else {}
+    subsets = first.get("subsets", [])
+    own = _section({name: value for name, value in first.items() if name != "subsets"}, "datasets", notes)
     merged = [
         {**command, **general, **own, **_section(subset, "datasets.subsets", notes)}
         for subset in (subsets if isinstance(subsets, list) else [])

@@ -7,6 +7,9 @@ from typing import Any
 
 from sweeps.imports.run import Notes
 from sweeps.wording import shorten
+from training.errors import UserError
+
+MAX_DEPTH = 10
 
 
 class Nested:
@@ -20,6 +23,14 @@ class Nested:
         """The setting, or the trainer's default where it is left out or null; read from here on."""
         value = self._left.pop(name, None)
         return default if value is None else value
+
+    def text(self, name: str, default: str) -> str:
+        """As `take`, a text: a problem, and the default, where it is none."""
+        value = self.take(name, default)
+        if not isinstance(value, str):
+            self._notes.problem(f"{name} must be text, got {shorten(value)}")
+            return default
+        return value
 
     def number(self, name: str, default: float | None, kind: type = float) -> Any:
         """As `take`, a number: a problem, and the default, where it is none."""
@@ -54,6 +65,8 @@ class Nested:
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if prefix.count(".") > MAX_DEPTH:
+        raise UserError(f"{prefix.split('.')[0]}: sections must be nested at most {MAX_DEPTH} deep")
     for name, value in raw.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")

@@ -134,12 +134,12 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
     config = Nested(
         {key: value for key, value in raw.items() if key not in ("concepts", "samples", "optimizer")}, notes
     )
-    method = {"LORA": "lora", "FINE_TUNE": "dreambooth"}.get(config.take("training_method", "FINE_TUNE"))
+    method = {"LORA": "lora", "FINE_TUNE": "dreambooth"}.get(config.text("training_method", "FINE_TUNE"))
     if method is None:
-        notes.problem(f"training_method {raw['training_method']} (there are LORA and FINE_TUNE)")
+        notes.problem(f"training_method {shorten(raw['training_method'])} (there are LORA and FINE_TUNE)")
         method = "lora"
-    base_model = config.take("base_model_name", "stable-diffusion-v1-5/stable-diffusion-v1-5")
-    file = config.take("concept_file_name", "training_concepts/concepts.json")
+    base_model = config.text("base_model_name", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    file = config.text("concept_file_name", "training_concepts/concepts.json")
     concept = _concept(concepts if concepts is not None else _list_in(file, folder, notes), notes)
     if concepts is not None and "concept_file_name" in raw:
         notes.unneeded["concept_file_name"] = "the concepts are in the file itself"
@@ -158,7 +158,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
             config.take(name)
         if config.take("unet.weight_dtype", "FLOAT_32") != "FLOAT_32":
             notes.problem("unet.weight_dtype (weights that train are float32)")
-    if config.take("unet.stop_training_after_unit", "NEVER") != "NEVER":
+    if config.text("unet.stop_training_after_unit", "NEVER") != "NEVER":
         notes.problem("unet.stop_training_after (the UNet trains to the end)")
     config.take("unet.stop_training_after")
     for part in ("unet", "text_encoder", "vae"):
@@ -171,7 +171,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
     if config.take("aspect_ratio_bucketing", True):
         notes.differs.append("aspect_ratio_bucketing: photos are cut to squares")
     notes.minded.append("seed: OneTrainer's numbers are of its own; here it is 0")
-    destination = config.take("output_model_destination", "models/model.safetensors")
+    destination = config.text("output_model_destination", "models/model.safetensors")
     every = 0
     if raw.get("save_every_unit") == "STEP":
         every = config.number("save_every", 0, int)
@@ -188,7 +188,9 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         settings=written(settings, always, method),
         notes=notes,
         top=top,
-        prompts=[str(sample.get("prompt") or "") for sample in samples or [] if isinstance(sample, dict)],
+        prompts=[str(sample.get("prompt") or "") for sample in samples if isinstance(sample, dict)]
+        if isinstance(samples, list)
+        else [],
         score_every=("save_every", every),
     )
 
@@ -212,7 +214,11 @@ def _list_in(file: str, folder: Path, notes: Notes) -> list[Any]:
 
 
 def _concept(concepts: Any, notes: Notes) -> dict[str, Any]:
-    enabled = [each for each in concepts or [] if isinstance(each, dict) and each.get("enabled", True)]
+    enabled = [
+        each
+        for each in (concepts if isinstance(concepts, list) else [])
+        if isinstance(each, dict) and each.get("enabled", True)
+    ]
     training = [each for each in enabled if each.get("type", "STANDARD") != "VALIDATION"]
     if len(training) != 1:
         if concepts or not notes.problems:
@@ -223,7 +229,7 @@ def _concept(concepts: Any, notes: Notes) -> dict[str, Any]:
 
 def _photos(concept: Mapping[str, Any], notes: Notes) -> tuple[dict[str, Any], dict[str, Any], tuple[str, int]]:
     read = Nested(concept, notes)
-    path = str(read.take("path", ""))
+    path = read.text("path", "")
     settings: dict[str, Any] = {"seed": 0}
     repeats = read.number("balancing", read.number("repeats", 1.0))
     if read.take("balancing_strategy", "REPEATS") != "REPEATS":
@@ -240,7 +246,7 @@ def _photos(concept: Mapping[str, Any], notes: Notes) -> tuple[dict[str, Any], d
     if read.take("text.enable_tag_shuffling", False):
         settings["shuffle_caption"] = True
         settings["keep_tokens"] = read.number("text.keep_tags_count", 1, int)
-        if read.take("text.tag_delimiter", ",").strip() != ",":
+        if read.text("text.tag_delimiter", ",").strip() != ",":
             notes.problem("text.tag_delimiter (a caption's parts stand between commas)")
     for name in ("enabled", "text.keep_tags_count", "text.prompt_path"):
         read.take(name)
@@ -251,7 +257,7 @@ def _photos(concept: Mapping[str, Any], notes: Notes) -> tuple[dict[str, Any], d
 
 def _words(read: Nested, path: str, concept: Mapping[str, Any], notes: Notes) -> str:
     """The instance prompt: the concept's one prompt, or the captions', where each photo has one."""
-    source = read.take("text.prompt_source", "sample")
+    source = read.text("text.prompt_source", "sample")
     if source == "concept":
         file = Path(str((concept.get("text") or {}).get("prompt_path") or "")).expanduser()
         try:
@@ -322,7 +328,7 @@ def _training(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
     rate = config.number("learning_rate", 3e-6)
     settings["learning_rate"] = config.number("unet.learning_rate", rate)
     settings["base_rate"] = rate
-    precision = config.take("train_dtype", "FLOAT_16")
+    precision = config.text("train_dtype", "FLOAT_16")
     settings["mixed_precision"] = _PRECISION.get(precision, "no")
     if precision not in _PRECISION:
         notes.problem(f"train_dtype {precision} (there are {', '.join(_PRECISION)})")
@@ -335,7 +341,7 @@ def _training(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
         settings["noise_offset"] = offset
     if config.take("compile", False):
         settings["compile"] = True
-    weighing, strength = config.take("loss_weight_fn", "CONSTANT"), config.number("loss_weight_strength", 5.0)
+    weighing, strength = config.text("loss_weight_fn", "CONSTANT"), config.number("loss_weight_strength", 5.0)
     if weighing == "MIN_SNR_GAMMA":
         settings["snr_gamma"] = strength
     elif weighing != "CONSTANT":
@@ -344,7 +350,7 @@ def _training(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
 
 
 def _schedule(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
-    named = config.take("learning_rate_scheduler", "CONSTANT")
+    named = config.text("learning_rate_scheduler", "CONSTANT")
     scheduler = _SCHEDULERS.get(named, "constant")
     if named not in _SCHEDULERS:
         notes.problem(f"learning_rate_scheduler {named} (there are {', '.join(_SCHEDULERS)})")
@@ -366,7 +372,7 @@ def _schedule(config: Nested, settings: dict[str, Any], notes: Notes) -> None:
 
 def _optimizer(raw: Any, settings: dict[str, Any], notes: Notes) -> None:
     read = Nested(raw if isinstance(raw, dict) else {"optimizer": raw}, notes)
-    name = read.take("optimizer", "ADAMW")
+    name = read.text("optimizer", "ADAMW")
     settings["adam_weight_decay"] = read.number("weight_decay", 1e-2 if name.startswith("ADAMW") else 0.0)
     prodigy = {each: read.take(each, False) for each in _PRODIGY}
     if name in ("ADAMW", "ADAMW_8BIT", "PRODIGY"):
@@ -396,7 +402,7 @@ def _text_encoder(config: Nested, settings: dict[str, Any], method: str, notes: 
     updates, base_rate = settings.pop("updates_per_epoch"), settings.pop("base_rate")
     trains = bool(config.take("text_encoder.train", True))
     rate = config.number("text_encoder.learning_rate", base_rate)
-    unit = config.take("text_encoder.stop_training_after_unit", "EPOCH")
+    unit = config.text("text_encoder.stop_training_after_unit", "EPOCH")
     after = config.number("text_encoder.stop_training_after", 30, int)
     settings["train_text_encoder"] = trains
     if not trains:
@@ -426,8 +432,8 @@ def _adapter(config: Nested, settings: dict[str, Any], top: dict[str, Any], note
         f"lora_alpha {alpha:g} at rank {rank}: updates are scaled by {alpha / max(1, rank):.3g}, as there"
     )
     notes.differs.append("adapters begin from other random numbers: A uniform there, normal here")
-    layers = config.take("layer_filter", "")
-    preset = config.take("layer_filter_preset", "full")
+    layers = config.text("layer_filter", "")
+    preset = config.text("layer_filter_preset", "full")
     if layers:
         notes.unneeded["layer_filter_preset"] = "layer_filter goes first"
     layers = layers or _LAYER_PRESETS.get(preset, "")

@@ -33,7 +33,8 @@ class Notes:
     """Why the result would not be that run."""
 
     def problem(self, text: str) -> None:
-        """One more reason to refuse, named once."""
+        """One more reason to refuse, named once, on one line whatever the foreign text holds."""
+        text = "".join(character if character.isprintable() else " " for character in text)
         if text not in self.problems:
             self.problems.append(text)
 
