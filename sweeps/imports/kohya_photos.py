@@ -179,13 +179,13 @@ def _class_pictures(photos: Photos, notes: Notes) -> None:
 def _side(resolution: Any, notes: Notes) -> int | None:
     parts = resolution if isinstance(resolution, list) else str(resolution or "").split(",")
     try:
-        sides = {int(part) for part in parts}
-    except ValueError:
+        side, *others = {int(part) for part in parts}
+    except (ValueError, TypeError):
         notes.problem(f"resolution must be given as pixels, got {shorten(resolution)}")
         return None
-    if len(sides) > 1:
+    if others:
         notes.problem(f"resolution {shorten(resolution)} (photos are cut to squares)")
-    return max(sides)
+    return side
 
 
 # --- folders named for it ---------------------------------------------------------------------------------------------

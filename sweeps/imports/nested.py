@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sweeps.imports.run import Notes
+from sweeps.imports.run import Notes, as_number
 from sweeps.wording import shorten
 from training.errors import UserError
 
@@ -35,15 +35,12 @@ class Nested:
     def number(self, name: str, default: float | None, kind: type = float) -> Any:
         """As `take`, a number: a problem, and the default, where it is none."""
         value = self.take(name, default)
+        if kind is int and isinstance(value, str):
+            value = as_number(value, float, name, self._notes)  # 1e3, as text
         if value is None:
-            return None
-        try:
-            if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
-                raise ValueError
-            return kind(float(value)) if kind is int else kind(value)
-        except (ValueError, TypeError, OverflowError):
-            self._notes.problem(f"{name} must be a {'whole ' if kind is int else ''}number, got {shorten(value)}")
             return default
+        number = as_number(value, kind, name, self._notes)
+        return default if number is None else number
 
     def account(self, unneeded: Mapping[str, str], neutral: Mapping[str, Any], prefix: str = "") -> None:
         """Name what was not read: what trains the same without it, and, as a problem, what does not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from training.config import METHODS
 from training.errors import UserError
 from training.pictures import find_photos, find_pictures
 
+LARGEST = 10**12
+"""Whole numbers above this are no settings; products of two stay below what a float holds."""
 MOST_PROBLEMS = 12
 """So many are listed; two lines hold no more."""
 
@@ -125,14 +128,23 @@ def beside(picture: Path, ending: str) -> Path:
 
 
 def as_number(text: object, kind: type, what: str, notes: Notes) -> Any:
-    """`text` as a whole number or a decimal; None, and a problem, where it is neither."""
+    """`text` as a whole number or a finite decimal; None, and a problem, where it is neither."""
     try:
-        if isinstance(text, bool) or (kind is int and isinstance(text, float) and not text.is_integer()):
+        number = kind(text)
+        if isinstance(text, bool) or not math.isfinite(number) or (kind is int and number != _exact(text)):
             raise ValueError
-        return kind(text)
     except (ValueError, TypeError, OverflowError):
         notes.problem(f"{what} must be a {'whole ' if kind is int else ''}number, got {shorten(text)}")
         return None
+    if kind is int and abs(number) > LARGEST:
+        notes.problem(f"{what} must be a number of at most {len(str(LARGEST)) - 1} digits, got {shorten(text)}")
+        return None
+    return number
+
+
+def _exact(text: object) -> object:
+    """The number that a whole one must equal: 3.5 is none, though `int` would make 3 of it."""
+    return text if isinstance(text, float) else int(str(text))
 
 
 FIRST = ("rank", "learning_rate", "max_train_steps")

@@ -134,13 +134,13 @@ def _at_steps(run: Run, steps: int) -> list[int]:
     setting, every = run.score_every or ("", 0)
     if every <= 0:
         return [steps]
-    points = list(range(every, steps, every))
-    if not points:
+    points = range(every, steps, every)
+    if every >= steps:
         reason = "the run is over before"
     elif scheduler not in HORIZON_FREE_SCHEDULES:
         reason = f"under {scheduler} only the run's end is the end of a run of its length"
-    elif len(points) >= MOST_SCORING_POINTS:
-        reason = f"evaluation.at_steps would have {len(points) + 1} points to score"
+    elif steps > every * MOST_SCORING_POINTS:
+        reason = f"evaluation.at_steps would have more than {MOST_SCORING_POINTS} points to score"
     else:
         return [*points, steps]
     if setting:
