@@ -84,7 +84,7 @@ def _belongs_to_an_unknown(word: str, words: Sequence[str], rest: Sequence[str])
 
 
 def typed(flag: Flag, text: Any, notes: Notes) -> Any:
-    """A setting's value as its parser types it."""
+    """A setting's value as its parser types it; its default, and a problem, where that cannot be."""
     if flag.kind is bool and not isinstance(text, bool):
         notes.problem(f"{flag.name} must be true or false, got {shorten(text)}")
         return flag.default
@@ -97,5 +97,6 @@ def typed(flag: Flag, text: Any, notes: Notes) -> Any:
         each_alone = dataclasses.replace(flag, many=False)
         return [typed(each_alone, each, notes) for each in (text if isinstance(text, list) else [text])]
     if flag.kind in (int, float) and text is not None:
-        return as_number(text, flag.kind, flag.name, notes)
+        number = as_number(text, flag.kind, flag.name, notes)
+        return flag.default if number is None else number
     return text

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sweeps.imports.command import import_command
 from sweeps.imports.config_file import import_config, kohya_config_run
+from sweeps.imports.flags import COMING, DIFFUSERS, DIFFUSERS_SCRIPTS, KOHYA, KOHYA_SCRIPTS, flags_of
 from sweeps.imports.run import Notes
 from sweeps.imports.write import imported
 from tests.sweeps.imports.test_ai_toolkit import job
@@ -151,6 +153,48 @@ def test_kohyas_files_may_hold_anything(data: st.DataObject, photos_dir: Path, t
         run = kohya_config_run(given_file, tmp_path / "config.toml", second, notes)
         notes.refuse("config.toml")
         trial_of(imported(run).text, tmp_path)
+
+
+VALUES = [
+    "",
+    "0",
+    "-1",
+    "3",
+    "1e400",
+    "nan",
+    "x",
+    "1e-4",
+    "prodigy",
+    "cosine",
+    "999999999999999",
+    "0.5",
+    "\u00b2",
+    "--",
+]
+
+
+@FIXTURES
+@given(data=st.data())
+def test_a_command_may_say_anything(data: st.DataObject, photos_dir: Path, tmp_path: Path) -> None:
+    """Of any flags with any values comes a sweep of one trial or a refusal."""
+    script = data.draw(st.sampled_from([*DIFFUSERS_SCRIPTS, *KOHYA_SCRIPTS]))
+    flags = flags_of(DIFFUSERS if script in DIFFUSERS_SCRIPTS else KOHYA, script)
+    given_at_least = {
+        "pretrained_model_name_or_path": "m",
+        "instance_data_dir": str(photos_dir),
+        "instance_prompt": "a photo of sks woman",
+        "train_data_dir": str(photos_dir.parent),
+        "resolution": "512",
+        "network_module": "networks.lora",
+        "caption_extension": ".txt",
+    }
+    words = ["accelerate", "launch", *data.draw(st.sampled_from([[], ["--num_processes", "0"]])), f"{script}.py"]
+    words += [word for name, value in given_at_least.items() if name in flags for word in (f"--{name}", value)]
+    lawful = [name for name, flag in flags.items() if flag.fate != "refused" and flag.key not in COMING]
+    for name in data.draw(st.lists(st.sampled_from(lawful), max_size=6)):
+        words += [f"--{name}"] if flags[name].kind is bool else [f"--{name}", data.draw(st.sampled_from(VALUES))]
+    with one_line_of_refusal():
+        trial_of(import_command(words).text, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a: *a", "a: &a {b: *a}\nconfig: {process: [*a]}", "[" * 5000, "\x00", "", "- a"])
