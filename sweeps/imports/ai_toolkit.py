@@ -1,6 +1,6 @@
 """A run of ai-toolkit's config file in our words: a job of one `sd_trainer` process on Stable Diffusion 1.5.
 
-Held against ostris/ai-toolkit's `toolkit/config_modules.py`, `toolkit/lora_special.py` and `toolkit/optimizer.py`.
+Held against `toolkit/config_modules.py`, `lora_special.py` and `optimizer.py` of ostris/ai-toolkit at 27a03a91.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run of OneTrainer's config file in our words.
 
-Held against Nerogar/OneTrainer's `TrainConfig`, `ConceptConfig` and SD 1.5 presets, October 2025 and later.
+Held against `TrainConfig`, `ConceptConfig` and the SD 1.5 presets of Nerogar/OneTrainer at 23df3832.
 """
 
 from __future__ import annotations

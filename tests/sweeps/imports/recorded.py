@@ -3,7 +3,7 @@
 diffusers 58eb52c: `examples/dreambooth` and `examples/advanced_diffusion_training`. kohya-ss/sd-scripts 48d368f:
 `library/train_util.py`, `library/custom_train_functions.py`, the two scripts,
 and the schema of `library/config_util.py`.
-OneTrainer: `modules/util/config/TrainConfig.py`.
+OneTrainer 23df3832: `modules/util/config/TrainConfig.py`.
 """
 
 from __future__ import annotations
