@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from evaluation.scores import Score
     from sweeps.compare import Asked, Compared, Comparison
+    from sweeps.imports.write import Imported
     from sweeps.results.leaderboard import Row
     from sweeps.results.results import Results
     from sweeps.serving.server import SiteServer
@@ -694,6 +695,32 @@ def doctor(
     raise typer.Exit(0 if is_well else 1)
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def import_command(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="'accelerate launch ...'", help="The command, in quotes; `-` reads standard input."),
+    ],
+) -> None:
+    """Print another trainer's run as a sweep file: a command of diffusers' DreamBooth scripts or kohya's trainers."""
+    from sweeps.imports.command import import_command as read_command
+
+    _print_imported(read_command([sys.stdin.read()] if command == ["-"] else command))
+
+
+@app.command()
+def import_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of kohya (TOML), OneTrainer (JSON) or ai-toolkit.")],
+    dataset_config: Annotated[
+        Path | None, typer.Option("--dataset-config", metavar="FILE", help="Kohya's second file.")
+    ] = None,
+) -> None:
+    """Print another trainer's run as a sweep file: a config file of kohya, OneTrainer or ai-toolkit."""
+    from sweeps.imports.config_file import import_config as read_config
+
+    _print_imported(read_config(file, dataset_config))
+
+
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
@@ -703,6 +730,12 @@ def _say(text: str) -> None:
 
 def _complain(text: str) -> None:
     typer.echo(f"dreamsweep: {text}", err=True)
+
+
+def _print_imported(imported: Imported) -> None:
+    typer.echo(imported.text, nl=False)
+    for remark in imported.remarks:
+        _complain(shown(remark))
 
 
 def _read(run: Path) -> Results:

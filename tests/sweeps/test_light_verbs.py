@@ -63,6 +63,12 @@ def test_help_and_check_load_nothing_heavy() -> None:
     assert heavy_modules_of("check", str(demo_sweep_file())) == set()
 
 
+def test_another_trainers_run_is_read_without_its_libraries() -> None:
+    """Flags and defaults are data here: neither diffusers nor torch is asked."""
+    run = "--pretrained_model_name_or_path=m --instance_data_dir=p --instance_prompt='sks woman' --max_train_steps=9"
+    assert heavy_modules_of("import-command", f"accelerate launch train_dreambooth_lora.py {run}") == set()
+
+
 @pytest.mark.parametrize("verb", ["submit", "fetch", "doctor"])
 def test_a_clusters_verbs_are_explained_without_ray(verb: str) -> None:
     """Ray is loaded when a cluster is asked, not before."""
