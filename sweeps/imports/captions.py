@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweeps.imports.run import Notes, beside
+from training.captions import read_caption
 from training.errors import UserError
-from training.photos import read_caption
 from training.pictures import find_pictures
 
 
