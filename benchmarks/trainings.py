@@ -81,7 +81,7 @@ def take_step_alone(run: TrainingRun[TrainedModules]) -> None:
 
 def packed(configs: Sequence[LoraConfig], dataset: Dataset, device: torch.device) -> Pack:
     """A pack of these before its first step."""
-    return start_pack([Member.of(config, dataset.base_model, None) for config in configs], dataset, device)
+    return start_pack([Member.of(config, dataset, None) for config in configs], dataset, device)
 
 
 def take_steps_alone(runs: Sequence[TrainingRun[TrainedModules]], trial_steps: int) -> int:

@@ -45,7 +45,7 @@ from training.base_name import BaseName
 from training.canonical import added_in
 from training.config import METHODS, MethodConfig, SubjectConfig
 from training.errors import UserError
-from training.paths import NameOrPath, relative_to, resolve
+from training.paths import ConfigPath, NameOrPath, relative_to, resolve
 
 NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_FILE_BYTES = 1_000_000
@@ -228,6 +228,8 @@ class SweepConfig(_Section):
     clip_skip: int = Field(default=1, ge=1, le=12, json_schema_extra=added_in("0.2.0"))
     """Prompts are read from this layer of the text encoder, counted from its last, as A1111 and kohya count; diffusers'
     `clip_skip` is one less. The same in training, in scoring and in what is exported."""
+    initial_weights: ConfigPath | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
+    """A LoRA file of diffusers, peft or kohya that LoRA trials go on from. Their rank must be the file's or more."""
     subject: SubjectConfig
     methods: dict[str, dict[str, Value]]
     search: SearchConfig = SearchConfig()
@@ -279,6 +281,10 @@ class SweepConfig(_Section):
     def _laws_between_sections(self) -> SweepConfig:
         self._check_prior_preservation()
         self._check_face_loss_weight()
+        if self.initial_weights is not None and "lora" not in self.methods:
+            raise MisplacedError(
+                "initial_weights", f"is for LoRA trials, and methods has none, got {list(self.methods)}"
+            )
         self._check_at_steps()
         self._check_batches()
         if self.search.sampler == "grid":

@@ -21,6 +21,7 @@ from sweeps.asked import is_listed, listed_trials, num_planned
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.confirm import confirm_evaluation, confirm_of
 from sweeps.held_out import held_out_photos
+from sweeps.initial_weights import check_initial_weights
 from sweeps.ledger.folder import RunFolder
 from sweeps.photo_remarks import remarks_on_class_images
 from sweeps.prompts import check_prompts, prompt_lines
@@ -225,6 +226,7 @@ def check_sweep(config: SweepConfig) -> Plan:
     check_photos(config.subject)
     _check_references(config.evaluation.face.references)
     check_base_model(config.base)
+    check_initial_weights(config)
     check_face_encoder(config.evaluation.face.encoder, weights_present=False)
     check_clip(config.evaluation.clip, weights_present=False)
     if (second := config.evaluation.second_opinion) is not None:

@@ -7,7 +7,7 @@ deliberate difference is listed in `DIFFERENCES_FROM_DIFFUSERS` and held by a te
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,12 +126,20 @@ class TrainConfig(_Section):
     stop_text_encoder_training: int | None = Field(default=None, ge=1, json_schema_extra=added_in("0.2.0"))
     """The last step in which the text encoder trains. Default: it trains to the end."""
     optimizer: Optimizer = Field(default="adamw", json_schema_extra=added_in("0.2.0"))
-    """`prodigy` finds the rate by itself, times `learning_rate`, which is then 1; `adafactor` keeps less in memory."""
+    """`prodigy` finds the rate by itself, times `learning_rate`, whose default is then 1; `adafactor` keeps less in
+    memory."""
     prior_from: PriorFrom = Field(default="class_images", json_schema_extra=added_in("0.2.0"))
     """What prior preservation holds on to: pictures of the class, or, without any, what the untouched base model says
     of the photos under the class prompt."""
     allow_tf32: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
     """Matrix products in float32 may be rounded to 10 bits on GPUs that have TF32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prodigys_rate_is_1_by_default(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("optimizer") == "prodigy" and "learning_rate" not in raw:
+            return {**raw, "learning_rate": 1.0}
+        return raw
 
     @model_validator(mode="after")
     def _one_optimizer_takes_the_step(self) -> Self:
@@ -154,7 +162,7 @@ class TrainConfig(_Section):
                 )
             if self.learning_rate < _LEAST_PRODIGY_RATE:
                 raise ValueError(
-                    f"learning_rate: prodigy multiplies the rate that it finds by it, so it must be "
+                    f"learning_rate: optimizer prodigy multiplies the rate that it finds by it, so it must be "
                     f"{_LEAST_PRODIGY_RATE} or more (1 as a rule), got {self.learning_rate:g}"
                 )
         return self

@@ -7,6 +7,7 @@ Disk is the interface. `prepare_photos` (`preparation.py`) and `encode_dataset` 
     photos/000.png             square photos without metadata
     class_photos/000.png       one's own pictures of the class, cut as the photos are
     class_images/00000.png     pictures of the class prompt by the untouched base model
+    initial_weights/           the LoRA file that LoRA trainings start from, where there is one
     latents.safetensors        mean and standard deviation of each photo's (and mirrored photo's) latents
     class_latents.safetensors  the same of the class pictures
 """

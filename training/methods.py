@@ -111,17 +111,24 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def copy_for_training(
-    config: TrainConfig, base_model: str, device: torch.device, resume_dir: Path | None = None
+    config: TrainConfig,
+    base_model: str,
+    device: torch.device,
+    resume_dir: Path | None = None,
+    start: LoraTensors | None = None,
 ) -> TrainedModules:
     """Copies of the base model ready to train: from the start, or with the weights of the checkpoint at `resume_dir`.
 
-    New adapters are drawn on the CPU from the trial's seed, so they are the same whatever the device.
+    New adapters are drawn on the CPU from the trial's seed, so they are the same whatever the device; or they begin as
+    `start` says.
     """
     dtype = FROZEN_DTYPES[config.mixed_precision]
     if isinstance(config, LoraConfig):
         unet, text_encoder = _add_adapters(config, base_model)
         if resume_dir is not None:
             _set_adapters(unet, text_encoder, load_lora(resume_dir))
+        elif start is not None:
+            _set_adapters(unet, text_encoder, start)
         place(unet, device, dtype, frozen_module(base_model, "unet", device, dtype))
         if text_encoder is not None:
             place(text_encoder, device, dtype, frozen_module(base_model, "text_encoder", device, dtype))

@@ -23,6 +23,7 @@ from training.batches import PromptEncoder, Stream, frozen_prompt_encoder, seed_
 from training.checkpoint import Checkpoint, load_training_state
 from training.config import LoraConfig, pack_together
 from training.dataset import Dataset
+from training.initial_weights import start_of_lora
 from training.methods import LoraTensors, first_lora, frozen_copy, load_lora
 from training.packed_dropout import PackedDropout
 from training.stable_diffusion import load_base_model
@@ -88,14 +89,14 @@ class Member:
     step: int = 0
 
     @classmethod
-    def of(cls, config: LoraConfig, base_model: str, resume_from: Checkpoint | None) -> Member:
+    def of(cls, config: LoraConfig, dataset: Dataset, resume_from: Checkpoint | None) -> Member:
         """As the run alone would begin.
 
         Raises:
             UserError: the checkpoint is not one to go on from.
         """
         if resume_from is None:
-            return cls(config, first_lora(config, base_model))
+            return cls(config, start_of_lora(config, dataset) or first_lora(config, dataset.base_model))
         return cls(config, load_lora(resume_from.dir), load_training_state(resume_from), resume_from.step)
 
     @classmethod

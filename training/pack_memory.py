@@ -100,7 +100,7 @@ def trainings_of_a_pass(configs: Sequence[LoraConfig], dataset: Dataset, device:
     """
     config = costliest(configs)
     check_run(config, dataset, device, None)
-    member = Member.of(config, dataset.base_model, None)
+    member = Member.of(config, dataset, None)
     try:
         one = _taken_by([member], dataset, device, meter)
         two = None if one is None else _taken_by([member, member], dataset, device, meter)

@@ -93,7 +93,7 @@ class PackTraining:
         """
         assert name not in self._trainings, "a name is one training's"
         check_run(config, self._dataset, self._device, resume_from)
-        start = Member.of(config, self._dataset.base_model, resume_from)
+        start = Member.of(config, self._dataset, resume_from)
         points = [step for step in scoring_steps(at_steps, config.max_train_steps) if step > start.step]
         self._part()
         self._trainings[name] = _Training(config, points, Path(out_dir), start)

@@ -30,6 +30,7 @@ from training.checkpoint import Checkpoint, load_training_state
 from training.config import DreamBoothConfig, LoraConfig
 from training.data_parallel import average_gradients, drop_by_row, rows_of
 from training.dataset import Dataset
+from training.initial_weights import start_of_lora
 from training.loss import dreambooth_loss, prediction_target
 from training.methods import TrainedModules, TrainedWeights, copy_for_training
 from training.optimizers import make_optimizer, rate_of
@@ -143,7 +144,11 @@ def start_run(
     Raises:
         UserError: the base model cannot be had, or the checkpoint is not one to go on from.
     """
-    modules = copy_for_training(config, dataset.base_model, device, resume_from.dir if resume_from else None)
+    if resume_from is not None:
+        modules = copy_for_training(config, dataset.base_model, device, resume_from.dir)
+    else:
+        start = start_of_lora(config, dataset) if isinstance(config, LoraConfig) else None
+        modules = copy_for_training(config, dataset.base_model, device, None, start)
     if modules.text_encoder is None:
         encode_prompts = frozen_prompt_encoder(dataset.base_model, device)
     else:

@@ -78,6 +78,8 @@ def pack_sweep(config: SweepConfig, sweep_dir: Path, out: str, into: Path) -> Pa
         update={
             "subject": _pack_subject(config.subject, into),
             "base_model": models.place("base_model", config.base_model),
+            "initial_weights": config.initial_weights
+            and Path(models.place("initial_weights", str(config.initial_weights))),
             "evaluation": _pack_evaluation(config.evaluation, models, into),
             "render": _pack_render(config.render, models, into),
         }

@@ -21,6 +21,7 @@ from sweeps.photo_remarks import remarks_on_class_images, remarks_on_faces, rema
 from sweeps.prompts import Text, Texts
 from sweeps.space import MethodSpace
 from training.errors import UserError
+from training.initial_weights import keep_initial_weights
 from training.names import listed, name_text
 from training.pictures import find_photos
 from training.preparation import prepare_photos, prepare_unseen
@@ -42,6 +43,8 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
     held_out = claim_held_out(config, folder)
     names = [name_text(photo.relative_to(subject.photos).as_posix()) for photo in held_out]
     prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image), names)
+    if config.initial_weights is not None:
+        keep_initial_weights(config.initial_weights, folder.dataset_dir)
     all_photos = find_photos(subject.photos)
     trained = [photo for photo in all_photos if photo not in held_out]
     compared = find_photos(face.references) if face.references else held_out or all_photos

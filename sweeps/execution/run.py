@@ -43,7 +43,7 @@ from sweeps.execution.stopping import make_scheduler
 from sweeps.execution.task import TrialTask
 from sweeps.execution.trial import SweepTrial
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.identity import claim_subject, evaluation_key
+from sweeps.ledger.identity import claim_initial_weights, claim_subject, evaluation_key
 from sweeps.ledger.mending import mend_ledger
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.privacy import open_to_all
@@ -100,6 +100,7 @@ def run_in(folder: RunFolder, config: SweepConfig, address: str | None = None, c
         folder.claim("evaluation", evaluation_key(config.evaluation))
         if (confirm := confirm_of(config)) is not None:
             folder.claim("held_back_prompts", evaluation_key(confirm_evaluation(config, confirm, images_per_prompt=1)))
+        claim_initial_weights(folder, config.initial_weights)
         folder.claim("storage", config.storage or "none")
         check_disk(plan, folder)
         if config.storage is None:  # with a storage, weights need not lie here

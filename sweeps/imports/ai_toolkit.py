@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.imports.captions import captions_of
 from sweeps.imports.nested import Nested
-from sweeps.imports.run import Notes, Run, put_beside, say_of_seed, written
+from sweeps.imports.run import Notes, Run, say_of_seed, written
 from sweeps.imports.write import lawful_name
 from sweeps.wording import shorten
 
@@ -267,21 +267,19 @@ def _adapter(read: Nested, settings: dict[str, Any], top: dict[str, Any], notes:
     )
     notes.differs.append("adapters begin from other random numbers: A uniform there, normal here")
     convolutions = read.number("network.conv", None, int)
-    convolutions_alpha = read.number("network.conv_alpha", convolutions)
+    read.take("network.conv_alpha")
     only = read.take("network.network_kwargs.only_if_contains")
     if convolutions is None and only == ["attentions"] and not settings["train_text_encoder"]:
         settings["target_modules"] = "attention+ff"
-    elif convolutions == rank and convolutions_alpha == alpha and not only:
-        settings["target_modules"] = "all"
     else:
         notes.problem(
-            "network: linear alone adapts time embeddings too (there are network_kwargs.only_if_contains: "
-            "[attentions], and conv with linear's rank and alpha)"
+            "network: without network_kwargs.only_if_contains: [attentions], or with conv, it adapts time embeddings "
+            "and the first and last layer too"
         )
     if read.number("network.dropout", 0.0):
         notes.problem("network.dropout (it drops what is between A and B; lora_dropout drops what enters A)")
     if file := read.take("network.pretrained_lora_path"):
-        put_beside(top, "initial_weights", file, f"network.pretrained_lora_path {shorten(file)}", notes)
+        top["initial_weights"] = file
 
 
 def _prompts(sample: Any, trigger: str | None) -> list[str]:

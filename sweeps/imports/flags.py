@@ -18,9 +18,6 @@ from typing import Literal
 Fate = Literal["key", "absent", "differs", "refused"]
 Plain = str | int | float | bool | None
 
-COMING: frozenset[str] = frozenset({"clip_skip", "revision", "variant", "initial_weights"})
-"""Keys of rows below that the sweep file does not have yet; a run that sets one is refused until it does."""
-
 
 @dataclass(frozen=True)
 class Flag:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.imports.flags import COMING, KOHYA, KOHYA_SCRIPTS, NETWORK, flags_of
+from sweeps.imports.flags import KOHYA, KOHYA_SCRIPTS, NETWORK, flags_of
 from sweeps.imports.kohya_photos import Photos, photos_of
 from sweeps.imports.launch import Launch
 from sweeps.imports.run import Notes, Run, keys_beside, say_of_seed, written
@@ -95,7 +95,7 @@ def kohya_run(
         subject=photos.subject,
         settings=written(settings, said, method),
         notes=notes,
-        top={key: value for key, value in keys_beside(flags, values).items() if key not in COMING},
+        top=keys_beside(flags, values),
         prompts=_sample_prompts(values["sample_prompts"], notes),
         score_every=("save_every_n_steps", values["save_every_n_steps"] or 0),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from sweeps.imports.captions import captions_of
 from sweeps.imports.nested import Nested
-from sweeps.imports.run import Notes, Run, count_pictures, number_of, put_beside, written
+from sweeps.imports.run import Notes, Run, count_pictures, number_of, written
 from sweeps.imports.write import lawful_name
 from sweeps.wording import shorten
 
@@ -167,7 +167,7 @@ def onetrainer_run(raw: Mapping[str, Any], folder: Path, notes: Notes) -> Run:
         config.take(f"{part}.weight_dtype")
     skip = config.number("text_encoder_layer_skip", 0, int)
     if skip:
-        put_beside(top, "clip_skip", skip + 1, f"text_encoder_layer_skip {skip}", notes)
+        top["clip_skip"] = skip + 1
     if config.take("aspect_ratio_bucketing", True):
         notes.differs.append("aspect_ratio_bucketing: photos are cut to squares")
     notes.minded.append("seed: OneTrainer's numbers are of its own; here it is 0")
@@ -443,7 +443,7 @@ def _adapter(config: Nested, settings: dict[str, Any], top: dict[str, Any], note
     if layers == "attn" and settings["train_text_encoder"]:
         notes.problem("layer_filter attn with a text encoder that trains (all of its layers have adapters there)")
     if file := config.take("lora_model_name"):
-        put_beside(top, "initial_weights", file, f"lora_model_name {shorten(file)}", notes)
+        top["initial_weights"] = file
     if config.take("lora_decompose", False):
         settings["use_dora"] = True
         if config.take("lora_decompose_output_axis", False):

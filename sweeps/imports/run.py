@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeps.imports.flags import COMING, Flag
+from sweeps.imports.flags import Flag
 from sweeps.wording import shorten
 from training.config import METHODS
 from training.errors import UserError
@@ -54,12 +54,11 @@ class Notes:
         raise UserError(f"{what}: a sweep would not be that run: {listed}{more}")
 
     def fate(self, flag: Flag, value: object, name: str | None = None) -> None:
-        """Say what became of a setting that was given and has no key, or has one that does not exist yet."""
+        """Say what became of a setting that was given and has no key."""
         name = name or flag.name
         if flag.fate == "key":
-            if flag.key in COMING and value not in (None, "", flag.default):
-                self.problem(f"{name} {shorten(value)} (not yet: there is no key {flag.key})")
-        elif flag.fate == "absent":
+            return
+        if flag.fate == "absent":
             self.unneeded[name] = flag.text
         elif value == flag.default or value in (None, False, "", []):
             self.unneeded[name] = "it is at its default"
@@ -167,22 +166,6 @@ def say_of_seed(seed: int | None, notes: Notes) -> int:
     if seed is None:
         notes.minded.append("seed: the run had none, so nobody can repeat its very numbers; here it is 0")
     return seed or 0
-
-
-def put_beside(top: dict[str, Any], key: str, value: Any, said: str, notes: Notes) -> None:
-    """Give the sweep file a key beside its sections; a problem while there is no such key.
-
-    Args:
-        top: the keys beside the sections.
-        key: ours.
-        value: of the key.
-        said: the trainer's setting and its value.
-        notes: takes the problem.
-    """
-    if key in COMING:
-        notes.problem(f"{said} (not yet: there is no key {key})")
-    else:
-        top[key] = value
 
 
 def keys_beside(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:

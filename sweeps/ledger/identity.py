@@ -20,6 +20,7 @@ from training.captions import read_caption
 from training.config import LoraConfig, MethodConfig, SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
+from training.lora_names import find_lora_file
 from training.pictures import find_photos
 
 NEUTRAL_EVALUATION_KEYS = frozenset(
@@ -88,6 +89,20 @@ def claim_subject(folder: RunFolder, subject: SubjectConfig, references: Path | 
     if "rare_token" not in claims and not given_to_0_1 and folder.base() is not None:
         _refuse_another_guess(folder, subject, rare_token)
     folder.claim("rare_token", rare_token.casefold())
+
+
+def claim_initial_weights(folder: RunFolder, file: Path | None) -> None:
+    """Say what the run's LoRA trials start from: a file's content, or nothing.
+
+    Raises:
+        UserError: the folder holds a run that started from something else; or there is no such file.
+    """
+    if file is None and "initial_weights" not in folder.identity():
+        return  # as every run did before there was the key
+    digest = "none" if file is None else sha256_of(find_lora_file(file))
+    has_begun = "initial_weights" not in folder.identity() and folder.base() is not None
+    folder.claim("initial_weights", "none" if has_begun else digest)
+    folder.claim("initial_weights", digest)
 
 
 def _refuse_another_guess(folder: RunFolder, subject: SubjectConfig, rare_token: str) -> None:

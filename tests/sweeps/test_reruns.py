@@ -51,6 +51,7 @@ ANOTHER: dict[str, Any] = {
 """Another value for each key whose refusal rests on a hash of the file's own settings."""
 BY_CONTENT = {
     "base_model",
+    "initial_weights",
     "revision",
     "variant",
     "clip_skip",

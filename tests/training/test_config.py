@@ -103,7 +103,7 @@ def test_defaults_are_upstreams_or_a_written_difference(config: type[BaseModel],
         {"lr_scheduler": "polynomial", "learning_rate": 1e-8},
         {"fused_adam": True, "use_8bit_adam": True},
         {"method": "dreambooth", "channels_last": True, "use_8bit_adam": True},
-        {"optimizer": "prodigy"},
+        {"optimizer": "prodigy", "learning_rate": 5e-4},
         {"optimizer": "prodigy", "learning_rate": 1, "text_encoder_learning_rate": 1e-4},
         {"optimizer": "prodigy", "learning_rate": 1, "use_8bit_adam": True},
         {"optimizer": "adafactor", "fused_adam": True},
@@ -121,6 +121,13 @@ def test_impossible_values_are_refused(bad: dict[str, object]) -> None:
     """By the field's own constraint, before anything is loaded."""
     with pytest.raises(ValidationError):
         TypeAdapter(MethodConfig).validate_python({"method": "lora"} | bad)
+
+
+def test_prodigys_rate_is_1_by_default() -> None:
+    """Everybody else's is the method's."""
+    assert LoraConfig(optimizer="prodigy").learning_rate == 1
+    assert LoraConfig(optimizer="prodigy", learning_rate=0.5).learning_rate == 0.5
+    assert DreamBoothConfig(optimizer="adafactor").learning_rate == 5e-6
 
 
 def test_any_rank_from_1_up_is_a_rank() -> None:

@@ -92,7 +92,7 @@ def in_pack(
     configs: Sequence[LoraConfig], dataset: Dataset, steps: int
 ) -> tuple[training.pack.Pack, list[list[float]]]:
     """The pack, and the losses of each of its runs."""
-    pack = start_pack([Member.of(config, dataset.base_model, None) for config in configs], dataset, CPU)
+    pack = start_pack([Member.of(config, dataset, None) for config in configs], dataset, CPU)
     losses = [[loss.item() for loss, _ in take_pack_step(pack)] for _ in range(steps)]
     return pack, [list(of_run) for of_run in zip(*losses, strict=True)]
 

@@ -77,7 +77,6 @@ def test_a_job_is_one_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"network__conv": 16, "network__network_kwargs": {}}, {"target_modules": "all"}),
         ({"train__gradient_accumulation": 4}, {"gradient_accumulation_steps": 4}),
         ({"train__lr_scheduler": "cosine"}, {"lr_scheduler": "cosine"}),
         ({"train__lr_scheduler": "constant_with_warmup"}, {"lr_warmup_steps": 1000}),
@@ -102,7 +101,8 @@ def test_without_a_network_all_weights_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"network__network_kwargs": {}}, "linear alone adapts time embeddings too"),
+        ({"network__network_kwargs": {}}, "it adapts time embeddings and the first and last layer too"),
+        ({"network__conv": 16, "network__network_kwargs": {}}, "or with conv, it adapts time embeddings"),
         ({"network__type": "lokr"}, "network.type"),
         ({"network__dropout": 0.1}, "network.dropout"),
         ({"model__is_xl": True}, "model.is_xl"),

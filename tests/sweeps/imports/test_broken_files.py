@@ -16,7 +16,7 @@ from PIL import Image
 
 from sweeps.imports.command import import_command
 from sweeps.imports.config_file import import_config, kohya_config_run
-from sweeps.imports.flags import COMING, DIFFUSERS, DIFFUSERS_SCRIPTS, KOHYA, KOHYA_SCRIPTS, flags_of
+from sweeps.imports.flags import DIFFUSERS, DIFFUSERS_SCRIPTS, KOHYA, KOHYA_SCRIPTS, flags_of
 from sweeps.imports.run import Notes
 from sweeps.imports.write import imported
 from tests.sweeps.imports.test_ai_toolkit import job
@@ -190,7 +190,7 @@ def test_a_command_may_say_anything(data: st.DataObject, photos_dir: Path, tmp_p
     }
     words = ["accelerate", "launch", *data.draw(st.sampled_from([[], ["--num_processes", "0"]])), f"{script}.py"]
     words += [word for name, value in given_at_least.items() if name in flags for word in (f"--{name}", value)]
-    lawful = [name for name, flag in flags.items() if flag.fate != "refused" and flag.key not in COMING]
+    lawful = [name for name, flag in flags.items() if flag.fate != "refused"]
     for name in data.draw(st.lists(st.sampled_from(lawful), max_size=6)):
         words += [f"--{name}"] if flags[name].kind is bool else [f"--{name}", data.draw(st.sampled_from(VALUES))]
     with one_line_of_refusal():

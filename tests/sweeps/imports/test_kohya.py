@@ -16,7 +16,7 @@ from PIL import Image
 from sweeps.config import rare_token
 from sweeps.imports.command import import_command
 from sweeps.imports.config_file import import_config
-from sweeps.imports.flags import COMING, DATASET, DB, KOHYA, KOHYA_SCRIPTS, NETWORK, flags_of
+from sweeps.imports.flags import DATASET, KOHYA, KOHYA_SCRIPTS, NETWORK, flags_of
 from tests.sweeps.command import Command
 from tests.sweeps.imports.trials import sweep_of, trial_of
 from training.config import LoraConfig
@@ -288,7 +288,6 @@ def test_more_class_pictures_than_photos_are_not_all_used(train: Path, tmp_path:
         ({"optimizer_args": ["amsgrad=True"]}, "amsgrad"),
         ({"v2": True}, "Stable Diffusion 1.5"),
         ({"loss_type": "huber"}, "loss_type 'huber'"),
-        ({"clip_skip": 2}, "clip_skip 2 (not yet"),
         ({"max_train_epochs": 2, "enable_bucket": True, "train_batch_size": 2}, "give max_train_steps"),
         ({"lr_warmup_steps": 10}, "lr_warmup_steps 10 with lr_scheduler constant"),
         ({"lr_scheduler": "adafactor"}, "lr_scheduler"),
@@ -344,7 +343,7 @@ def test_every_setting_is_mapped_named_or_refused(script: str, name: str, train:
         assert name in text or text != without
         return
     assert name in refusal
-    assert flag.fate == "refused" or flag.key in COMING or name in REFUSED_ALONE
+    assert flag.fate == "refused" or name in REFUSED_ALONE
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -439,7 +438,9 @@ def test_the_verb_prints_or_refuses(dreamsweep: Command, train: Path, tmp_path: 
     assert dreamsweep("import-config", tmp_path / "none.toml").code == 2
 
 
-def test_what_is_coming_is_refused_until_then() -> None:
-    """Keys that the sweep file does not have yet are few, and named in one place."""
-    assert all(flag.fate == "key" for flag in KOHYA if flag.text in COMING)
-    assert DB in KOHYA_SCRIPTS
+def test_what_stands_beside_the_sections_is_taken_over(train: Path, tmp_path: Path) -> None:
+    """Clip skip by the same count, and the LoRA that a run went on from."""
+    sweep = sweep_of(text_of(network(train, clip_skip=2, network_weights="old.safetensors"), tmp_path), tmp_path)
+    assert (sweep.clip_skip, sweep.initial_weights) == (2, tmp_path / "old.safetensors")
+    plain = sweep_of(text_of(network(train), tmp_path), tmp_path)
+    assert (plain.clip_skip, plain.initial_weights) == (1, None)

@@ -147,7 +147,6 @@ def test_the_concepts_file_is_found_beside_the_config(concept: dict[str, Any], t
         ({"optimizer": {"optimizer": "PRODIGY", "decouple": True}}, "use_bias_correction"),
         ({"resolution": "512,768"}, "resolution"),
         ({"batch_size": 4}, "batch_size 4"),
-        ({"text_encoder_layer_skip": 1}, "text_encoder_layer_skip 1 (not yet"),
         ({"made_up": 3}, "made_up"),
         ({"concepts": []}, "concepts to train must be one"),
     ],
@@ -183,3 +182,9 @@ def test_secrets_are_not_repeated(concept: dict[str, Any], tmp_path: Path) -> No
     text = text_of(lora(concept, secrets={"huggingface_token": "hf_abc"}), tmp_path)
     assert "hf_abc" not in text
     assert "secrets" in text
+
+
+def test_layers_that_are_skipped_are_counted_as_clip_skip_counts(concept: dict[str, Any], tmp_path: Path) -> None:
+    """OneTrainer counts from 0."""
+    sweep = sweep_of(text_of(lora(concept, text_encoder_layer_skip=1), tmp_path), tmp_path)
+    assert sweep.clip_skip == 2
