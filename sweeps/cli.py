@@ -762,9 +762,11 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
     """The table, then the champion and the rule that named it, how sure it is, and what to do next."""
     from sweeps.results.advice import advice_of
 
+    with_options = any(row.options for row in results.rows)
     table = Table(
         "",
         "trial",
+        *(["options"] if with_options else []),
         "step",
         "rank",
         "learning rate",
@@ -778,7 +780,7 @@ def _print_leaderboard(results: Results, top: int | None) -> None:
     num_hidden = len(results.rows) - limit if top is None else 0
     zero_line = [row for row in results.rows[limit:] if row.is_base] if num_hidden > 0 else []
     for row in [*results.rows[:limit], *zero_line]:
-        table.add_row(*map(Text, _cells(row)), style="dim" if row.is_base or row.earlier else None)
+        table.add_row(*map(Text, _cells(row, with_options)), style="dim" if row.is_base or row.earlier else None)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     if num_hidden > 0:
@@ -825,7 +827,7 @@ def _print_finalists(results: Results, console: Console) -> None:
     console.print(table)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, with_options: bool) -> list[str]:
     mark = "*" if row.champion else "+" if row.pareto else ""
     rank = "" if row.rank is None else str(row.rank)
     learning_rate = "" if row.learning_rate is None else learning_rate_text(row.learning_rate)
@@ -833,7 +835,8 @@ def _cells(row: Row) -> list[str]:
     likeness = "" if row.likeness is None else f"{row.likeness:.0%}"
     scores = [f"{row.face_similarity:.3f}", likeness, f"{row.prompt_alignment:.3f}"]
     status = f"{row.status}, earlier" if row.earlier else row.status
-    return [mark, row.trial, str(row.step), rank, learning_rate, *scores, faces, status]
+    options = [row.options] if with_options else []
+    return [mark, row.trial, *options, str(row.step), rank, learning_rate, *scores, faces, status]
 
 
 def _print_score(scored: Score) -> None:

@@ -288,6 +288,26 @@ def scoring_points(config: MethodConfig, at_steps: Sequence[int]) -> list[int]:
     return scoring_steps([] if knows_its_end else at_steps, config.max_train_steps)
 
 
+SHOWN_ANYWAY = frozenset({"rank", "learning_rate", "max_train_steps", "seed"})
+"""Fields of which every table has a column, or the steps of a checkpoint speak."""
+
+
+def open_options(space: MethodSpace) -> tuple[str, ...]:
+    """What else trials of this space may differ in: other fields than those that every table shows."""
+    return tuple(name for name, value in space.items() if name not in SHOWN_ANYWAY and not _is_fixed(value))
+
+
+def options_text(config: MethodConfig, options: Sequence[str]) -> str:
+    """A trial's values of some fields, as a sweep file has them: `target_modules all, snr_gamma 5`."""
+    return ", ".join(f"{name} {_as_written(getattr(config, name))}" for name in options)
+
+
+def _as_written(value: Scalar) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def open_length(space: MethodSpace, config: MethodConfig, at_steps: Sequence[int]) -> Choices | None:
     """The run lengths to choose from where a schedule that knows the horizon meets a fixed `max_train_steps`.
 

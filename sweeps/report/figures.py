@@ -39,7 +39,8 @@ def short_label(row: Row) -> str:
     if row.is_base:
         return METHOD_NAMES["base"]
     kind = f"rank {row.rank}" if row.method == "lora" else "full"
-    return f"{kind}, {learning_rate_text(row.learning_rate)}, step {row.step}"
+    options = f", {row.options}" if row.options else ""
+    return f"{kind}, {learning_rate_text(row.learning_rate)}{options}, step {row.step}"
 
 
 def trade_off(rows: Sequence[Row], limit: float | None, levels: Mapping[str, float] | None = None) -> Figure:

@@ -37,10 +37,11 @@ class Advice:
 
 
 def settings_text(row: Row) -> str:
-    """`LoRA of rank 16, learning rate 1e-3, 120 steps`."""
+    """`LoRA of rank 16, learning rate 1e-3, 120 steps`, and what else is its own."""
     method = "LoRA" if row.method == "lora" else "Full DreamBooth"
     rank = f" of rank {row.rank}" if row.rank else ""
-    return f"{method}{rank}, learning rate {learning_rate_text(row.learning_rate)}, {row.step} steps"
+    options = f", {row.options}" if row.options else ""
+    return f"{method}{rank}, learning rate {learning_rate_text(row.learning_rate)}{options}, {row.step} steps"
 
 
 def advice_of(results: Results, run: str | None = None) -> Advice:

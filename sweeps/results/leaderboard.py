@@ -18,6 +18,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import BASE_TRIAL, ScoredCheckpoint, Status, TrialRecord
 from sweeps.results.intervals import Interval, Uncertainty, interval_over_pictures
 from sweeps.results.rule import ChampionRule
+from sweeps.space import MethodSpace, open_options, options_text
 from training.files import write_whole
 
 COLUMNS = (
@@ -57,6 +58,7 @@ COLUMNS = (
     "num_several_faces",
     "diversity",
     "trained_similarity",
+    "options",
 )
 """Keys of a leaderboard row, the same in `show --json` and in results.csv."""
 
@@ -158,6 +160,8 @@ class Row(ScoredCheckpoint):
     """None for the base model, as is the seed."""
     seed: int | None
     status: Status
+    options: str = ""
+    """What else tells its trial from others of the sweep: fields that the sweep file leaves open and no column has."""
     champion: bool = False
     pareto: bool = False
     earlier: bool = False
@@ -265,8 +269,15 @@ def _interval(values: Mapping[str, float], seeds: Uncertainty | None) -> Interva
     return None if interval is None else interval.within(-1.0, 1.0)
 
 
-def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
+def rows_of(
+    record: TrialRecord, *, earlier: bool = False, methods: Mapping[str, MethodSpace] | None = None
+) -> list[Row]:
     """The trial's rows, one a scoring point; of a step scored twice, the later one.
+
+    Args:
+        record: the trial.
+        earlier: the sweep file does not ask for it any more.
+        methods: the sweep's space, whose open options the rows then say.
 
     Raises:
         UserError: the trial's config is not of its kind.
@@ -279,6 +290,7 @@ def rows_of(record: TrialRecord, *, earlier: bool = False) -> list[Row]:
         "learning_rate": config and config.learning_rate,
         "seed": config and config.seed,
         "status": record.status,
+        "options": options_text(config, open_options((methods or {}).get(config.method, {}))) if config else "",
         "earlier": earlier,
     }
     by_step = {entry.step: entry for entry in record.checkpoints}

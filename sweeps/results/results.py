@@ -192,7 +192,7 @@ class TrialReader:
             return _unreadable(path, error)
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if path not in self._known or self._known[path][0] != stamp:
-            self._known[path] = (stamp, _read_trial(path, self._is_asked_for))
+            self._known[path] = (stamp, _read_trial(path, self._config, self._is_asked_for))
         return self._known[path][1]
 
 
@@ -405,7 +405,7 @@ class _Read(NamedTuple):
     warnings: Sequence[str] = ()
 
 
-def _read_trial(path: Path, is_asked_for: Callable[[MethodConfig], bool]) -> _Read:
+def _read_trial(path: Path, config: SweepConfig | None, is_asked_for: Callable[[MethodConfig], bool]) -> _Read:
     place, warnings = _place(path), []
     try:
         record = parse_record(path.read_bytes())
@@ -413,7 +413,12 @@ def _read_trial(path: Path, is_asked_for: Callable[[MethodConfig], bool]) -> _Re
             warnings.append(f"{place} calls itself {record.trial!r}; its folder's name is used")
             record = record.model_copy(update={"trial": path.parent.name})
         is_earlier = not record.is_base and not is_asked_for(record.method_config)
-        return _Read(record, rows_of(record, earlier=is_earlier), is_earlier, warnings)
+        return _Read(
+            record,
+            rows_of(record, earlier=is_earlier, methods=None if config is None else config.methods),
+            is_earlier,
+            warnings,
+        )
     except OSError as error:
         return _unreadable(path, error)
     except NewerLedgerError as error:

@@ -20,6 +20,7 @@ from sweeps.config import ChampionConfig
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import TrialRecord, parse_record
 from sweeps.results import results
+from sweeps.results.advice import advice_of
 from sweeps.results.champion import Champion, champion
 from sweeps.results.intervals import Family
 from sweeps.results.leaderboard import (
@@ -366,3 +367,37 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     folder.sweep_file.write_text(yaml.safe_dump(sweep))
     assert len(agree()) == 5, "which trials the sweep file asks for has changed"
     assert read_results(run_dir, reader).earlier
+
+
+def test_trials_that_differ_in_an_option_are_told_apart_by_it(tmp_path: Path) -> None:
+    """In every row, in the CSV and in the advice: open options as a sweep file has them, nothing fixed."""
+    run = tmp_path / "run"
+    write_sweep(run, "ada", PROMPTS, 2, [10])
+    settings = yaml.safe_load((run / "sweep.yaml").read_text())
+    space = {
+        "rank": 4,
+        "noise_offset": 0.1,
+        "snr_gamma": {"choices": [None, 5]},
+        "use_dora": {"choices": [True, False]},
+    }
+    settings["methods"] = {"lora": {**space, "learning_rate": {"low": 1e-4, "high": 1e-3}, "max_train_steps": 10}}
+    (run / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    for number, (snr_gamma, use_dora) in enumerate([(None, True), (5, False)]):
+        config = {"method": "lora", "rank": 4, "learning_rate": 1e-4, "max_train_steps": 10, "noise_offset": 0.1}
+        record = {"trial": f"t{number}", "method": "lora", "status": "finished"}
+        options = {"snr_gamma": snr_gamma, "use_dora": use_dora}
+        write_trial(
+            run, {**record, "config": {**config, **options}}, [entry(10, 0.5 + number / 10, trial=f"t{number}")]
+        )
+    write_trial(
+        run, {"trial": "base", "method": "base", "status": "finished", "config": {}}, [entry(0, 0.1, trial="base")]
+    )
+    found = read_results(run)
+    assert {row.trial: row.options for row in found.rows} == {
+        "t0": "snr_gamma none, use_dora true",
+        "t1": "snr_gamma 5, use_dora false",
+        "base": "",
+    }
+    assert "learning rate 1e-4, snr_gamma 5, use_dora false, 10 steps" in advice_of(found).sentence
+    (line,) = [row for row in csv.DictReader(io.StringIO(results_csv(found.rows))) if row["trial"] == "t1"]
+    assert line["options"] == "snr_gamma 5, use_dora false"
