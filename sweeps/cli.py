@@ -835,7 +835,7 @@ def _cells(row: Row, with_options: bool) -> list[str]:
     likeness = "" if row.likeness is None else f"{row.likeness:.0%}"
     scores = [f"{row.face_similarity:.3f}", likeness, f"{row.prompt_alignment:.3f}"]
     status = f"{row.status}, earlier" if row.earlier else row.status
-    options = [row.options] if with_options else []
+    options = [row.options.replace(", ", "\n")] if with_options else []
     return [mark, row.trial, *options, str(row.step), rank, learning_rate, *scores, faces, status]
 
 

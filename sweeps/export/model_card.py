@@ -202,8 +202,10 @@ ADAPTER_NAMES: Mapping[Adapter, str] = {"lora": "LoRA", "loha": "LoHa", "lokr": 
 
 def _what_it_is(config: SweepConfig, row: Row, adapter: str | None) -> str:
     method = f"A {adapter} of rank {row.rank}" if adapter else "A full DreamBooth fine-tune"
+    initial = config.initial_weights
+    went_on = f", going on from {code(initial.name)}" if adapter and initial is not None else ""
     return (
-        f"{method} of {code(public_name(config.base_model))}, trained for {row.step} steps at learning rate "
+        f"{method} of {code(public_name(config.base_model))}{went_on}, trained for {row.step} steps at learning rate "
         f"{learning_rate_text(row.learning_rate)} (seed {row.seed}). Trial {code(row.trial)} of the sweep "
         f"{code(config.name)}."
     )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sweeps.config import (
     MAX_FILE_BYTES,
@@ -297,3 +298,55 @@ def test_any_text_comes_back_from_the_resolved_file(text: str) -> None:
     dumped = yaml.dump({"a": text}, Dumper=_QuotingDumper, allow_unicode=True)
     assert yaml.load(dumped, Loader=_StrictLoader) == {"a": text}  # noqa: S506
     assert yaml.safe_load(dumped) == {"a": text}, "nor does another reader's YAML read it otherwise"
+
+
+def test_faces_weigh_only_where_they_are_looked_for(tmp_path: Path) -> None:
+    """A weight of the face needs a crop around it; 1 is none."""
+    subject = {"photos": "photos", "instance_prompt": "a photo of sks woman", "crop": "center"}
+    raw = {
+        "name": "ada",
+        "base_model": "owner/model",
+        "subject": subject,
+        "methods": {"lora": {"face_loss_weight": {"choices": [1, 3]}}},
+        "evaluation": {"prompts": ["sks woman"], "at_steps": [10]},
+    }
+    with pytest.raises(ValueError, match=r"methods\.lora\.face_loss_weight: needs subject\.crop: face"):
+        SweepConfig.model_validate(raw)
+    SweepConfig.model_validate({**raw, "methods": {"lora": {"face_loss_weight": 1}}})
+    SweepConfig.model_validate({**raw, "subject": {**subject, "crop": "face"}})
+
+
+def test_class_images_are_needed_only_by_those_who_hold_on_to_them() -> None:
+    """The base model as teacher needs none; where both are open, the pictures are drawn."""
+
+    def needed(**space: object) -> int:
+        raw = {
+            "name": "ada",
+            "base_model": "owner/model",
+            "subject": {"photos": "p", "instance_prompt": "a photo of sks woman", "class_prompt": "a photo of a woman"},
+            "methods": {"lora": {"with_prior_preservation": True, "num_class_images": 30, **space}},
+            "evaluation": {"prompts": ["sks woman"], "at_steps": [10]},
+        }
+        return class_images_needed(SweepConfig.model_validate(raw))
+
+    assert needed() == 30
+    assert needed(prior_from="base_model") == 0
+    assert needed(prior_from={"choices": ["base_model", "class_images"]}) == 30
+    assert needed(with_prior_preservation=False) == 0
+
+
+def test_what_is_said_of_the_base_model_is_part_of_its_name() -> None:
+    """By which everything that loads it knows it."""
+    raw = {
+        "name": "ada",
+        "base_model": "owner/model",
+        "subject": {"photos": "p", "instance_prompt": "a photo of sks woman"},
+        "methods": {"lora": {}},
+        "evaluation": {"prompts": ["sks woman"], "at_steps": [10]},
+    }
+    assert SweepConfig.model_validate(raw).base == "owner/model"
+    full = SweepConfig.model_validate({**raw, "revision": "v1/2", "variant": "fp16", "clip_skip": 2})
+    assert full.base == "owner/model?revision=v1%2F2&variant=fp16&clip_skip=2"
+    for wrong in ({"revision": "a b"}, {"variant": "fp16?x"}, {"clip_skip": 0}, {"clip_skip": 13}):
+        with pytest.raises(ValidationError):
+            SweepConfig.model_validate({**raw, **wrong})

@@ -15,22 +15,24 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from training import class_images
-from training.config import SubjectConfig
+from training.config import LoraConfig, SubjectConfig
 from training.dataset import (
     Dataset,
     begin_class_images,
     draw_class_images,
     encode_dataset,
+    encode_image,
     load_dataset,
     load_prepared_photos,
     num_class_images_missing,
 )
 from training.errors import DivergedError
-from training.photos import crop_remarks
+from training.photos import crop_remarks, square_around
 from training.pictures import read_picture
 from training.preparation import prepare_photos
 from training.share import Share
-from training.stable_diffusion import base_pipeline
+from training.stable_diffusion import base_pipeline, load_base_model
+from training.train import train
 
 
 def mtimes(folder: Path) -> dict[str, int]:
@@ -275,3 +277,84 @@ def test_the_base_may_lie_elsewhere_on_this_machine(dataset: Dataset) -> None:
     """A dataset remembers the base it was encoded with, and a path given here wins."""
     assert load_dataset(dataset.dir).base_model == dataset.base_model
     assert load_dataset(dataset.dir, "/models/base").base_model == "/models/base"
+
+
+def test_ones_own_class_pictures_come_first(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """Cut as the photos are; the base model draws what they lack, with the seeds that it would have had anyway."""
+    folder = tmp_path / "women"
+    (folder / "3_woman").mkdir(parents=True)
+    for number in range(3):
+        picture_of(number).save(folder / ("3_woman" if number else "") / f"{number}.png")
+    given = own_subject.model_copy(update={"class_images": folder})
+    seen: list[tuple[int, int]] = []
+    out, plain = tmp_path / "own", tmp_path / "plain"
+    prepare_photos(given, out)
+    encode_dataset(out, tiny_base, class_images=5, device="cpu", progress=lambda *done: seen.append(done))
+    prepare_photos(own_subject, plain)
+    encode_dataset(plain, tiny_base, class_images=5, device="cpu")
+    assert seen == [(5, 5)]
+    assert sorted(file.name for file in (out / "class_images").glob("*.png")) == ["00003.png", "00004.png"]
+    for name in ("00003.png", "00004.png"):  # to a level or two: how a batch is rounded depends on its size
+        drawn = [np.asarray(read_picture(folder / "class_images" / name), dtype=int) for folder in (out, plain)]
+        assert np.abs(drawn[0] - drawn[1]).max() <= 2
+    own = load_dataset(out).class_latents
+    assert own is not None
+    vae = load_base_model(tiny_base).vae
+    squares = [read_picture(file) for file in sorted((out / "class_photos").glob("*.png"))]
+    assert [square.size for square in squares] == [(64, 64)] * 3
+    for place, square in enumerate(squares):
+        torch.testing.assert_close(own.mean[place], encode_image(vae, square)[0], rtol=0, atol=1e-5)
+    assert num_class_images_missing(out, 3) == 0
+    encode_dataset(out, tiny_base, class_images=2, device="cpu")
+    fewer = load_dataset(out).class_latents
+    assert fewer is not None
+    assert torch.equal(fewer.mean, own.mean[:2])
+
+
+def test_other_class_pictures_are_another_dataset(own_subject: SubjectConfig, tmp_path: Path) -> None:
+    """By content: a folder that moved is the same, a picture more is not; an empty one is refused."""
+    folder = tmp_path / "women"
+    folder.mkdir()
+    picture_of(0).save(folder / "0.png")
+    given = own_subject.model_copy(update={"class_images": folder})
+    prepare_photos(given, tmp_path / "dataset")
+    before = mtimes(tmp_path / "dataset")
+    moved = folder.rename(tmp_path / "elsewhere")
+    prepare_photos(given.model_copy(update={"class_images": moved}), tmp_path / "dataset")
+    assert mtimes(tmp_path / "dataset") == before
+    picture_of(1).save(moved / "1.png")
+    prepare_photos(given.model_copy(update={"class_images": moved}), tmp_path / "dataset")
+    assert len(list((tmp_path / "dataset" / "class_photos").iterdir())) == 2
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"subject\.class_images: need 1 or more pictures, got 0"):
+        prepare_photos(given.model_copy(update={"class_images": tmp_path / "none"}), tmp_path / "dataset")
+
+
+def picture_of(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_face_is_where_it_is_in_the_square(own_subject: SubjectConfig, tiny_base: str, tmp_path: Path) -> None:
+    """Its box covers as many latent cells as it has of the square's area; without a face none; unasked, not known."""
+    box = (30.0, 20.0, 50.0, 50.0)
+    small = own_subject.model_copy(update={"resolution": 32})
+    for name, find_faces in (("found", lambda _: [box]), ("none", lambda _: []), ("unasked", None)):
+        prepare_photos(small, tmp_path / name, find_faces)
+        encode_dataset(tmp_path / name, tiny_base, device="cpu")
+    left, top, side = square_around((96, 80), box, 32)
+    coverage = load_dataset(tmp_path / "found").face_coverage
+    assert coverage is not None
+    assert coverage.shape == (6, 4, 4)
+    expected = (box[2] - box[0]) * (box[3] - box[1]) / side**2
+    assert coverage.mean(dim=(1, 2)).tolist() == pytest.approx([expected] * 6, abs=1e-3)
+    middle = (torch.arange(4) + 0.5) / 4
+    assert (coverage[0].sum(0) @ middle / coverage[0].sum()).item() == pytest.approx((40 - left) / side, abs=0.07)
+    assert (coverage[0].sum(1) @ middle / coverage[0].sum()).item() == pytest.approx((35 - top) / side, abs=0.07)
+    none = load_dataset(tmp_path / "none").face_coverage
+    assert none is not None
+    assert not none.any()
+    assert load_dataset(tmp_path / "unasked").face_coverage is None
+    config = LoraConfig(face_loss_weight=2.0, max_train_steps=1)
+    with pytest.raises(ValueError, match="face_loss_weight: no faces were looked for"):
+        train(config, load_dataset(tmp_path / "unasked"), [], out_dir=tmp_path / "run", device="cpu")

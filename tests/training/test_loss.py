@@ -144,3 +144,42 @@ def test_a_wrong_shape_is_refused() -> None:
     """Shape annotations are checked in tests: one timestep for two pictures does not pass."""
     with pytest.raises(Exception, match="timesteps"):
         min_snr_weights(torch.rand(1000), torch.zeros(2, 2, dtype=torch.long), 5.0, "epsilon")
+
+
+@pytest.mark.parametrize("snr_gamma", [None, 5.0])
+@pytest.mark.parametrize("prior_loss_weight", [None, 0.7])
+def test_cell_weights_weigh_the_instance_half_cell_by_cell(
+    tiny_base: str, prior_loss_weight: float | None, snr_gamma: float | None
+) -> None:
+    """Weights of 1 change nothing; doubled they double the instance loss; what is weighed 0 does not count."""
+    schedule = noise_schedule(tiny_base, "epsilon")
+    generator = torch.Generator().manual_seed(2)
+    rows = BATCH if prior_loss_weight is None else 2 * BATCH
+    prediction, target = (torch.randn(rows, 4, 8, 8, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([10, 400, 700, 990])[:rows]
+
+    def loss(cell_weights: Tensor | None, answer: Tensor = prediction) -> float:
+        return dreambooth_loss(
+            answer,
+            target,
+            timesteps,
+            schedule,
+            prior_loss_weight=prior_loss_weight,
+            snr_gamma=snr_gamma,
+            cell_weights=cell_weights,
+        ).item()
+
+    ones = torch.ones(rows, 1, 8, 8)
+    of_class = 0.0 if prior_loss_weight is None else prior_loss_weight * loss_of(prediction[BATCH:], target[BATCH:])
+    assert loss(ones) == pytest.approx(loss(None), rel=1e-6)
+    assert loss(2 * ones) - of_class == pytest.approx(2 * (loss(None) - of_class), rel=1e-5)
+    left = ones.clone()
+    left[:BATCH, :, :, 4:] = 0
+    elsewhere = prediction.clone()
+    elsewhere[:BATCH, :, :, 4:] += 3
+    assert loss(left, elsewhere) == pytest.approx(loss(left), rel=1e-6)
+    assert loss(ones, elsewhere) != pytest.approx(loss(ones), rel=0.1)
+
+
+def loss_of(prediction: Tensor, target: Tensor) -> float:
+    return instance_loss(prediction, target).item()

@@ -348,3 +348,28 @@ def test_who_leaves_a_pack_has_the_optimizer_of_its_config(fused_adam: bool, dat
     assert run.optimizer.param_groups[0]["fused"] == (True if fused_adam else None)
     assert {state["step"].item() for state in run.optimizer.state.values()} == {2}
     assert load_training_state(checkpoint)["optimizer"]["param_groups"][0]["fused"] is None
+
+
+def test_matrices_are_multiplied_as_the_config_says(
+    smallest: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, alone and in packs; whoever computes in between finds torch's setting as it was."""
+    flag = torch.backends.cuda.matmul
+    at_first, seen = flag.allow_tf32, list[bool]()
+    backward = torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda *a, **k: (seen.append(flag.allow_tf32), backward(*a, **k)))
+    config = CONFIGS["lora"].model_copy(update={"allow_tf32": True, "max_train_steps": 2, "train_text_encoder": False})
+    for before in (True, at_first):
+        flag.allow_tf32 = before
+        for wanted in (True, False):
+            seen.clear()
+            own = config.model_copy(update={"allow_tf32": wanted})
+            for _ in train(own, smallest, [1], out_dir=tmp_path / f"{before}{wanted}", device="cpu"):
+                assert flag.allow_tf32 == before
+            pack = PackTraining(smallest, "cpu")
+            pack.admit("a", own, [1], out_dir=tmp_path / f"pack{before}{wanted}")
+            while pack.names:
+                pack.advance()
+                assert flag.allow_tf32 == before
+            assert set(seen) == {wanted}
+    assert not pack_together(config, config.model_copy(update={"allow_tf32": False}))
