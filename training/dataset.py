@@ -86,7 +86,7 @@ class Dataset:
     class_latents: Latents | None
     face_coverage: Tensor | None = None
     """float32 [N, h, w] in [0, 1]: which part of each latent cell lies in the photo's face, 0 all over where none was
-    found; None where no face was looked for."""
+    found; None where no face was looked for, or an earlier release did."""
 
 
 def load_prepared_photos(out_dir: str | Path) -> list[Photo]:
@@ -235,8 +235,8 @@ def load_dataset(out_dir: str | Path, base_model: str | None = None) -> Dataset:
 
 def _face_coverage(record: dict[str, Any], num_cells: int) -> Tensor | None:
     """Of squares of `num_cells` cells a side."""
-    if any(photo.get("num_faces") is None for photo in record["photos"]):
-        return None
+    if any(photo.get("num_faces") is None or "face_in_square" not in photo for photo in record["photos"]):
+        return None  # 0.1.0 did not write it
     return torch.stack([box_coverage(photo["face_in_square"], num_cells) for photo in record["photos"]])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def prepare_photos(
     out_dir: str | Path,
     find_faces: Callable[[Image.Image], Sequence[Box]] | None = None,
     held_out: Collection[str] = (),
+    rare_token: str | None = None,
 ) -> None:
     """Check the subject's photos and write them as square PNGs without metadata; done already, it does nothing.
 
@@ -47,6 +48,7 @@ def prepare_photos(
         find_faces: gives the boxes of the faces in a picture, the one that counts first. Without it, or with
             `crop: center`, squares are cut from the centre.
         held_out: names, relative to the photos' folder, of those that are not trained on.
+        rare_token: which captions may leave open; default: the subject's, where it is given.
 
     Raises:
         UserError: from `check_photos`, `class_photos` or `captions.caption_of`.
@@ -54,7 +56,8 @@ def prepare_photos(
     out_dir = Path(out_dir)
     if subject.crop == "center":
         find_faces = None
-    key = _photos_key(subject, held_out, with_faces=find_faces is not None)
+    captions = _captions(subject, rare_token)
+    key = _photos_key(subject, captions, held_out, with_faces=find_faces is not None)
     if prepared_record(out_dir).get("key") == key and _prepared_photos_are_whole(out_dir):
         return
     photos = check_photos(subject)
@@ -63,11 +66,17 @@ def prepare_photos(
     record = {
         "key": key,
         "subject": subject.model_dump(mode="json", exclude=set(_FOLDERS)),
-        "photos": _cut(trained, subject, out_dir, "photos", find_faces),
+        "photos": _cut(trained, subject, out_dir, "photos", find_faces, captions),
     }
     if subject.class_images is not None:
         record["class_photos"] = _cut(class_photos(subject), subject, out_dir, CLASS_PHOTOS, find_faces)
     write_json(out_dir / "dataset.json", {**record, "digest": record_digest(record)})
+
+
+def _captions(subject: SubjectConfig, rare_token: str | None) -> dict[Path, str | None]:
+    """Of each photo, with the person's name in it; None where the instance prompt speaks for it."""
+    named = subject.model_copy(update={"rare_token": rare_token or subject.rare_token})
+    return {photo: caption_of(photo, named) for photo in find_photos(subject.photos)}
 
 
 def class_photos(subject: SubjectConfig) -> list[Path]:
@@ -121,6 +130,7 @@ def _cut(
     out_dir: Path,
     folder: str,
     find_faces: Callable[[Image.Image], Sequence[Box]] | None,
+    captions: Mapping[Path, str | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Write photos as squares into a folder of the dataset's; what is said of each."""
     shutil.rmtree(out_dir / folder, ignore_errors=True)
@@ -137,7 +147,7 @@ def _cut(
             {
                 "file": file,
                 "source": _name(path, subject) if folder == "photos" else name_text(path.name),
-                "caption": caption_of(path, subject) if folder == "photos" else None,
+                "caption": None if captions is None else captions[path],
                 "repeats": num_repeats(path),
                 "face": face and [round(float(edge), 1) for edge in face],
                 "face_in_square": face
@@ -153,15 +163,17 @@ def _name(photo: Path, subject: SubjectConfig) -> str:
     return name_text(photo.relative_to(subject.photos).as_posix())
 
 
-def _photos_key(subject: SubjectConfig, held_out: Collection[str], *, with_faces: bool) -> str:
+def _photos_key(
+    subject: SubjectConfig, captions: Mapping[Path, str | None], held_out: Collection[str], *, with_faces: bool
+) -> str:
+    """Of earlier releases' too: a folder that has its photos prepared keeps them as they were read then."""
     sources = [
-        (path.relative_to(subject.photos).as_posix(), sha256_of(path), caption_of(path, subject))
-        for path in find_photos(subject.photos)
+        (path.relative_to(subject.photos).as_posix(), sha256_of(path), caption) for path, caption in captions.items()
     ]
     settings = json.loads(canonical_json(subject, exclude=_FOLDERS))
     of_class = [sha256_of(path) for path in class_photos(subject)]
     more = [*([sorted(held_out)] if held_out else []), *([{"class": of_class}] if of_class else [])]
-    return key_of("v2", settings, with_faces, sources, *more)
+    return key_of("v1", settings, with_faces, sources, *more)
 
 
 def key_of(*parts: object) -> str:

@@ -216,8 +216,8 @@ def _forward_and_backward(run: TrainingRun[TrainedModules], micro_step: int) -> 
 def _check_dataset(config: TrainConfig, dataset: Dataset) -> None:
     if config.face_loss_weight != 1 and dataset.face_coverage is None:
         raise UserError(
-            f"face_loss_weight: no faces were looked for in the photos (subject.crop: face does), so it must be 1, "
-            f"got {config.face_loss_weight:g}"
+            f"face_loss_weight: where the faces are is not known of {dataset.dir} (crop: face finds them; 0.1.0 did "
+            f"not write them down), so it must be 1, got {config.face_loss_weight:g}"
         )
     if not config.with_prior_preservation:
         return

@@ -13,7 +13,7 @@ from evaluation.config import RenderConfig
 from evaluation.face import FaceEncoder, face_boxes
 from evaluation.face_encoders import load_face_encoder
 from evaluation.references import References, embed_references
-from sweeps.config import SweepConfig, class_images_needed, named_subject
+from sweeps.config import SweepConfig, class_images_needed, rare_token
 from sweeps.execution.task import Scoring
 from sweeps.held_out import claim_held_out
 from sweeps.ledger.folder import RunFolder
@@ -37,12 +37,12 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
     Raises:
         UserError: a photo cannot be used, no photo has a face, or the face encoder's weights are missing.
     """
-    subject, face = named_subject(config.subject), config.evaluation.face
+    subject, face = config.subject, config.evaluation.face
     encoder = load_face_encoder(face.encoder, "cpu")
     folder.claim("face_encoder", encoder.name)
     held_out = claim_held_out(config, folder)
     names = [name_text(photo.relative_to(subject.photos).as_posix()) for photo in held_out]
-    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image), names)
+    prepare_photos(subject, folder.dataset_dir, lambda image: face_boxes(encoder, image), names, rare_token(subject))
     if config.initial_weights is not None:
         keep_initial_weights(config.initial_weights, folder.dataset_dir)
     all_photos = find_photos(subject.photos)

@@ -356,5 +356,23 @@ def test_a_face_is_where_it_is_in_the_square(own_subject: SubjectConfig, tiny_ba
     assert not none.any()
     assert load_dataset(tmp_path / "unasked").face_coverage is None
     config = LoraConfig(face_loss_weight=2.0, max_train_steps=1)
-    with pytest.raises(ValueError, match="face_loss_weight: no faces were looked for"):
+    with pytest.raises(ValueError, match="face_loss_weight: where the faces are is not known"):
         train(config, load_dataset(tmp_path / "unasked"), [], out_dir=tmp_path / "run", device="cpu")
+
+
+def test_photos_that_an_earlier_release_prepared_stay_as_they_are(
+    own_subject: SubjectConfig, tiny_base: str, tmp_path: Path
+) -> None:
+    """Nobody looks for faces again, and no pixel is cut anew; where the faces are in the squares is not known."""
+    out = tmp_path / "dataset"
+    prepare_photos(own_subject, out, lambda _: [(30.0, 20.0, 50.0, 50.0)])
+    record = json.loads((out / "dataset.json").read_text())
+    for photo in record["photos"]:
+        del photo["face_in_square"]
+    del record["digest"]
+    (out / "dataset.json").write_text(json.dumps(record))
+    before = mtimes(out)
+    prepare_photos(own_subject, out, lambda _: pytest.fail("looked for faces"), rare_token="sks")  # noqa: S106
+    assert mtimes(out) == before
+    encode_dataset(out, tiny_base, device="cpu")
+    assert load_dataset(out).face_coverage is None
