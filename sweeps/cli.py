@@ -117,13 +117,15 @@ def check(
 ) -> None:
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
-    from sweeps.photo_remarks import look_for_faces, remarks_on_folders
+    from sweeps.photo_remarks import look_for_faces, remarks_on_folders, remarks_on_photos
     from sweeps.plan import check_sweep, with_noise_of
     from sweeps.prompts import comments_in_texts
 
     config = load_sweep(sweep, overrides or [])
     plan = with_noise_of(check_sweep(config), Path("runs") / config.name)
     for remark in remarks_on_folders(config.subject.photos, config.evaluation.face.references):
+        _complain(remark)
+    for remark in remarks_on_photos(config):
         _complain(remark)
     if faces:
         from evaluation.face_encoders import load_face_encoder
