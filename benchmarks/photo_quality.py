@@ -2,8 +2,8 @@
 
     python -m benchmarks.photo_quality PEOPLE      PEOPLE has a folder of photos a person, five or more each
 
-First what is said of the photos as they are, which are taken to be sharp and different: every warning counts as false.
-Then one photo at a time is blurred among the person's others, or taken again: framed, turned and lit a little otherwise.
+First what is said of the photos as they are, which are taken to be sharp and different: a warning counts as false.
+Then one photo at a time is blurred among the person's others, or taken again: framed, turned and lit otherwise.
 """
 
 from __future__ import annotations

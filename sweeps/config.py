@@ -45,7 +45,7 @@ from training.base_name import BaseName
 from training.canonical import added_in
 from training.config import METHODS, MethodConfig, SubjectConfig
 from training.errors import UserError
-from training.paths import NameOrPath, relative_to, resolve
+from training.paths import ConfigPath, NameOrPath, relative_to, resolve
 
 NAME_LAW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_FILE_BYTES = 1_000_000
@@ -69,6 +69,11 @@ class SearchConfig(_Section):
     early_stopping: Literal["none", "asha"] = "none"
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Default: as many as the cluster's resources hold."""
+    priors: Literal["none", "published"] = Field(default="none", json_schema_extra=added_in("0.2.0"))
+    """`published`: the first trials of `tpe` and `nsga2` are published settings that the space holds
+    (`sweeps/priors.py`)."""
+    warm_start: ConfigPath | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
+    """Another run's folder: its best settings that the space holds are tried first of all by `tpe` and `nsga2`."""
 
 
 class ChampionConfig(_Section):
@@ -281,6 +286,7 @@ class SweepConfig(_Section):
         self._check_face_loss_weight()
         self._check_at_steps()
         self._check_batches()
+        self._check_first_trials()
         if self.search.sampler == "grid":
             self._check_grid()
         return self
@@ -319,6 +325,15 @@ class SweepConfig(_Section):
                 raise MisplacedError(
                     f"methods.{method}.train_batch_size",
                     f"must be divisible by the {workers} workers that share a trial's batches (resources), got {odd}",
+                )
+
+    def _check_first_trials(self) -> None:
+        search = self.search
+        given = {"priors": search.priors if search.priors != "none" else None, "warm_start": search.warm_start}
+        for key, value in given.items():
+            if value is not None and search.sampler not in ("tpe", "nsga2"):
+                raise MisplacedError(
+                    f"search.{key}", f"is for the samplers tpe and nsga2, so it must not be given, got {value}"
                 )
 
     def _check_grid(self) -> None:

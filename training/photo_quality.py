@@ -28,8 +28,8 @@ TILES = 8
 TILES_LOOKED_AT = 16
 """Of 64, those with the most contrast: of a portrait the person, not the wall or the blurred garden behind."""
 BLURRED = 1 / 3
-"""A photo is called blurred below this part of the other photos' sharpness. Of 400 photos of 40 people as they are none lies
-below, blurred by 1 % of their shorter side all do."""
+"""A photo is called blurred below this part of the other photos' sharpness. Of 400 photos of 40 people as they are none
+lies below, blurred by 1 % of their shorter side all do."""
 FEWEST_OTHERS = 4
 """Photos that a usual sharpness is taken from."""
 
@@ -39,8 +39,8 @@ LAYOUT_BLUR = 1.0
 MAX_SHIFT = 2
 """Pixels of a layout by which two photos are moved against each other: 6 % of their width."""
 NEAR_DUPLICATE = 0.135
-"""Distance of two layouts below which two photos show nearly the same. A photo and itself, framed 1 % otherwise and turned
-by up to a degree, are 0.07 apart, 2 % otherwise 0.11; of two photos of one person 99 in 100 are further apart."""
+"""Distance of two layouts below which two photos show nearly the same. A photo and itself, framed 1 % otherwise and
+turned by up to a degree, are 0.07 apart, 2 % otherwise 0.11; of two photos of one person 99 in 100 are further."""
 
 
 @dataclass(frozen=True, eq=False)
