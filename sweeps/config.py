@@ -425,6 +425,20 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), source: str | No
     return parse_sweep(raw, source, path.resolve().parent)
 
 
+def parse_sweep_text(text: str, source: str, folder: Path) -> SweepConfig:
+    """Read a sweep file's text that lies nowhere yet.
+
+    Args:
+        text: YAML.
+        source: names it in messages.
+        folder: what relative paths are relative to.
+
+    Raises:
+        UserError: one line with place, law and value.
+    """
+    return parse_sweep(_as_mapping(_load_yaml(text, source), source), source, folder)
+
+
 def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml", folder: Path | None = None) -> SweepConfig:
     """Validate a sweep given as plain mappings.
 
@@ -544,7 +558,10 @@ def _read_yaml(path: Path, source: str) -> dict[str, Any]:
         raise UserError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    raw = _load_yaml(text, source)
+    return _as_mapping(_load_yaml(text, source), source)
+
+
+def _as_mapping(raw: Any, source: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{source}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
     return raw
