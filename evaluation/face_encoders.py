@@ -53,7 +53,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def is_here(encoder: str) -> bool:
-    """Are its weights here, so that nothing would be fetched? What cannot be loaded at all is for `check_face_encoder`."""
+    """Are its weights here, so that nothing would be fetched? Whether they can be loaded says `check_face_encoder`."""
     if encoder in PRETRAINED_FILES:
         return pretrained_path(encoder).is_file()
     return encoder == "dlib" or Path(encoder).exists()

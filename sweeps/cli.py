@@ -723,7 +723,7 @@ def init(
     from sweeps.init.budget import parse_budget
     from sweeps.init.photos import look_at_photos
     from sweeps.init.speed import published_speed, speed_of_run
-    from sweeps.init.write import STABLE_DIFFUSION_15, Wanted, write_sweep
+    from sweeps.init.write import STABLE_DIFFUSION_15, Wanted, name_or_path, write_sweep
 
     seconds = None if budget is None else parse_budget(budget)
     seen = look_at_photos(photos)
@@ -733,8 +733,8 @@ def init(
     wanted = Wanted(
         class_word=class_word,
         token=token or (named_token if named_class else RARE_WORD),
-        base_model=_path_or_name(base_model or STABLE_DIFFUSION_15),
-        face=None if face is None else _path_or_name(face),
+        base_model=STABLE_DIFFUSION_15 if base_model is None else name_or_path("--base-model", base_model),
+        face=None if face is None else name_or_path("--face", face),
         name=name,
     )
     gpus = gpus_here()
@@ -751,12 +751,6 @@ def _ask_class_word() -> str:
         raise UserError("--class-word: must be given where nobody can be asked: the kind of person, such as woman")
     answer: str = typer.prompt("What kind of person is it (woman, man, old man, ...)?", err=True)
     return answer.strip()
-
-
-def _path_or_name(text: str) -> str:
-    """A path that is there as an absolute one, for the file may be put anywhere."""
-    path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

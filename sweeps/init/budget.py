@@ -88,10 +88,10 @@ def estimate(config: SweepConfig, speed: Speed, num_gpus: int) -> Estimate:
     methods = list(config.methods)
     per_step = [speed.step(method) for method in methods]
     seconds = plan.num_steps * sum(per_step) / len(methods) + plan.num_images * speed.picture
-    seconds += class_images_needed(config) * speed.picture / num_gpus  # drawn once, wherever
     if plan.second_stage is not None:
         seconds += plan.second_stage.num_steps * max(per_step) + plan.second_stage.num_images * speed.picture
-    return Estimate(OVERHEAD * seconds / num_gpus, plan)
+    drawn_once = class_images_needed(config) * speed.picture  # by one GPU
+    return Estimate(OVERHEAD * (seconds / num_gpus + drawn_once), plan)
 
 
 def largest_that_fits(

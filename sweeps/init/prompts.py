@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from training.reading import TextReader
+
 IDEAS: tuple[tuple[str, str], ...] = (
     ("a photo of {} riding a bicycle in the rain", "bicycle bike rain"),
     ("a photo of {} wearing a leather jacket, full body, in a garden", "leather garden"),
@@ -23,15 +25,17 @@ IDEAS: tuple[tuple[str, str], ...] = (
 a style, a framing. None is held back for the second stage (`sweeps/confirm.py`)."""
 
 
-def prompts_for(who: str, captions: Sequence[str], number: int) -> list[str]:
+def prompts_for(who: str, captions: Sequence[str], number: int, reader: TextReader) -> list[str]:
     """So many prompts, each naming the person; those first that no caption names.
 
     Args:
         who: the rare token and the class word.
         captions: of the photos.
         number: at most as many as there are ideas.
+        reader: of the prompts; what it would not read to its end is left out.
     """
     said = set(re.findall(r"[a-z-]+", " ".join(captions).lower()))
     unseen = [text for text, words in IDEAS if not said & set(words.split())]
     seen = [text for text, words in IDEAS if said & set(words.split())]
-    return [text.format(who) for text in [*unseen, *seen][:number]]
+    prompts = [text.format(who) for text in [*unseen, *seen]]
+    return [prompt for prompt in prompts if reader.refusal(prompt) is None][:number]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from evaluation.face_encoders import check_face_encoder, is_here, load_face_encoder
 from evaluation.rare_token import has_rare_token
 from sweeps.clusters.machine import Gpu
@@ -21,10 +23,17 @@ from sweeps.init.prompts import prompts_for
 from sweeps.init.speed import Speed
 from sweeps.photo_remarks import look_for_faces, remarks_on_folders, remarks_on_photos
 from sweeps.plan import base_sizes, check_sweep, training_bytes
+from sweeps.prompts import STABLE_DIFFUSION_15 as READER_OF_STABLE_DIFFUSION_15
+from sweeps.space import explain
 from sweeps.wording import bytes_text, duration_text
+from training.base_model import check_base_model
 from training.config import DreamBoothConfig
 from training.errors import UserError
+from training.paths import NameOrPath, relative_to
+from training.reading import TextReader
+from training.tokenizer import reader_of_base_model
 
+_NAME_OR_PATH: TypeAdapter[str] = TypeAdapter(NameOrPath)
 WIDTH = 120
 SOURCE = "the sweep file for these photos"
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -82,6 +91,7 @@ def write_sweep(
         UserError: a photo, a word or a model cannot be used, or the budget holds no sweep.
     """
     _check_words(wanted)
+    check_base_model(wanted.base_model)
     draft = _Draft(photos, wanted, tuple(gpus), speed)
     num_gpus = max(1, len(gpus))
     if budget is None:
@@ -95,10 +105,22 @@ def write_sweep(
     remarks = [*remarks_on_folders(photos.folder, None), *remarks_on_photos(config), *warnings, *_on_faces(config)]
     if (free := shutil.disk_usage(Path.cwd()).free) < needed.plan.disk_bytes:
         remarks.append(
-            f"the sweep needs about {bytes_text(needed.plan.disk_bytes)} of disk, {bytes_text(free)} are free here: give "
-            "`run` another --out, take dreambooth out, or a smaller --budget"
+            f"the sweep needs about {bytes_text(needed.plan.disk_bytes)} of disk, {bytes_text(free)} are free here: "
+            "give `run` another --out, take dreambooth out, or give a smaller --budget"
         )
     return Written(text, tuple(remarks), config, needed)
+
+
+def name_or_path(option: str, text: str) -> str:
+    """A model's name as it is, what is or looks like a path as an absolute one: the file may be put anywhere.
+
+    Raises:
+        UserError: no file system can hold such a path.
+    """
+    try:
+        return _NAME_OR_PATH.validate_python(text, context=relative_to(Path.cwd()))
+    except ValidationError as error:
+        raise UserError(f"{option}: {explain(error)[1]}") from None
 
 
 def _check_words(wanted: Wanted) -> None:
@@ -157,6 +179,11 @@ class _Draft:
     def resolution(self) -> int:
         """Of the training pictures."""
         return self.photos.resolution(base_sizes(self.wanted.base_model).native_size)
+
+    @cached_property
+    def reader(self) -> TextReader:
+        """Of the prompts: the base model's text encoder, or one like Stable Diffusion 1.5's where it is not here."""
+        return reader_of_base_model(self.wanted.base_model) or READER_OF_STABLE_DIFFUSION_15
 
     # --- text
 
@@ -247,9 +274,8 @@ class _Draft:
         points = scoring_points(self._steps(size))
         yield "evaluation:"
         yield "  prompts: # places, clothes, styles, framings: change whatever your photos show already"
-        yield from (
-            f"    - {scalar(prompt)}" for prompt in prompts_for(self.wanted.who, self.photos.captions, size.num_prompts)
-        )
+        prompts = prompts_for(self.wanted.who, self.photos.captions, size.num_prompts, self.reader)
+        yield from (f"    - {scalar(prompt)}" for prompt in prompts)
         yield f"  images_per_prompt: {IMAGES_PER_PROMPT} # one picture cannot rank anything"
         yield "  screening: {images_per_prompt: 1} # all of them only of the quarter that could still win"
         yield f"  at_steps: {points} # one run is scored at all of them; likeness is reported best as early as 250"
