@@ -28,7 +28,7 @@ TILES = 8
 TILES_LOOKED_AT = 16
 """Of 64, those with the most contrast: of a portrait the person, not the wall or the blurred garden behind."""
 ROUNDING = 20 / 12
-"""What rounding to whole levels adds to the Laplacian's energy: a level's variance of 1/12, times 1 + 1 + 1 + 1 + 16."""
+"""What rounding to whole levels adds to the Laplacian's energy: a variance of 1/12, times 1 + 1 + 1 + 1 + 16."""
 BLURRED = 1 / 3
 """A photo is called blurred below this part of the other photos' sharpness. Of 400 photos of 40 people as they are none
 lies below, blurred by 1 % of their shorter side all do."""

@@ -226,6 +226,6 @@ def test_a_space_that_holds_none_of_it_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["grid", "random"])
 def test_a_list_that_is_decided_beforehand_has_no_first_trials(sampler: str, key: str) -> None:
     """The key would do nothing, so it is refused with the samplers that have it."""
-    value = {"priors": "published", "warm_start": "runs/other"}[key]
+    given: dict[str, Any] = {key: {"priors": "published", "warm_start": "runs/other"}[key]}
     with pytest.raises(UserError, match=f"search.{key}: is for the samplers tpe and nsga2"):
-        sweep(sampler, methods={"lora": {"rank": {"choices": [1, 2]}, "max_train_steps": 4}}, **{key: value})
+        sweep(sampler, methods={"lora": {"rank": {"choices": [1, 2]}, "max_train_steps": 4}}, **given)
