@@ -749,7 +749,7 @@ def _ask_class_word() -> str:
     """From whoever sits there; the question goes to standard error, for the file goes to standard output."""
     if not sys.stdin.isatty():
         raise UserError("--class-word: must be given where nobody can be asked: the kind of person, such as woman")
-    answer: str = typer.prompt("What kind of person is it (woman, man, old man, ...)?", err=True)
+    answer: str = typer.prompt("What kind of person is it (woman, man, old man, ...)", err=True)
     return answer.strip()
 
 
