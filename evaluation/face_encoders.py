@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.dlib_face import DlibEncoder, dlib_models_dir
 from evaluation.face import FaceEncoder
-from evaluation.facenet_weights import PRETRAINED_FILES, check_weights, pretrained_file
+from evaluation.facenet_weights import PRETRAINED_FILES, check_weights, pretrained_file, pretrained_path
 from training.errors import UserError
 from training.files import sha256_of
 
@@ -50,6 +50,13 @@ def _check_folder(folder: Path) -> None:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"face encoder: need config.json and model.safetensors in a folder, {folder} has no {file}")
+
+
+def is_here(encoder: str) -> bool:
+    """Are its weights here, so that nothing would be fetched? Whether they can be loaded says `check_face_encoder`."""
+    if encoder in PRETRAINED_FILES:
+        return pretrained_path(encoder).is_file()
+    return encoder == "dlib" or Path(encoder).exists()
 
 
 def load_face_encoder(encoder: str, device: str | torch.device | None = None) -> FaceEncoder:

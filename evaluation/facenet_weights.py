@@ -5,6 +5,7 @@ To know a name or to look at a safetensors file takes no torch; reading weights 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,13 @@ NUM_FEATURES = 1792
 """What the last layer makes an embedding of."""
 
 
+def pretrained_path(pretrained: str) -> Path:
+    """Where facenet-pytorch has its weights file, or will have it; it is not asked, for it would load torch."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", f"{cache}/torch")
+    return Path(home).expanduser() / "checkpoints" / PRETRAINED_FILES[pretrained][0]
+
+
 def pretrained_file(pretrained: str) -> Path:
     """facenet-pytorch's weights file, downloaded by facenet-pytorch itself if it is not there yet.
 
@@ -35,10 +43,9 @@ def pretrained_file(pretrained: str) -> Path:
     from urllib.error import URLError
 
     from facenet_pytorch import InceptionResnetV1
-    from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
 
     name, megabytes = PRETRAINED_FILES[pretrained]
-    path = Path(get_torch_home()) / "checkpoints" / name
+    path = pretrained_path(pretrained)
     reason = "offline by HF_HUB_OFFLINE"
     if not path.is_file() and not HF_HUB_OFFLINE:
         try:

@@ -117,13 +117,15 @@ def check(
 ) -> None:
     """Validate a sweep file; print the trials, steps, pictures and disk that it will take."""
     from sweeps.config import load_sweep
-    from sweeps.photo_remarks import look_for_faces, remarks_on_folders
+    from sweeps.photo_remarks import look_for_faces, remarks_on_folders, remarks_on_photos
     from sweeps.plan import check_sweep, with_noise_of
     from sweeps.prompts import comments_in_texts
 
     config = load_sweep(sweep, overrides or [])
     plan = with_noise_of(check_sweep(config), Path("runs") / config.name)
     for remark in remarks_on_folders(config.subject.photos, config.evaluation.face.references):
+        _complain(remark)
+    for remark in remarks_on_photos(config):
         _complain(remark)
     if faces:
         from evaluation.face_encoders import load_face_encoder
@@ -693,6 +695,62 @@ def doctor(
         mark = typer.style("ok  ", fg="green") if finding.is_well else typer.style("mend", fg="red")
         typer.echo(f"{mark}  {finding.what:<12}{shown(finding.said)}")
     raise typer.Exit(0 if is_well else 1)
+
+
+@app.command()
+def init(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of 5 to 50 photos of one person.")],
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="At most so long: 2h, 90m, 1h30m.")
+    ] = None,
+    class_word: Annotated[
+        str | None, typer.Option("--class-word", metavar="WORD", help="What kind of person: woman, man, old man.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", metavar="WORD", help=f"What will name the person; {RARE_WORD}.")
+    ] = None,
+    base_model: BaseModel = None,
+    face: Annotated[
+        str | None, typer.Option("--face", metavar="ENC", help="vggface2, casia-webface, dlib, or a path to weights.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the sweep; the folder's.")] = None,
+    speed_of: Annotated[
+        Path | None, typer.Option("--speed-of", metavar="RUN", help="Estimate by what this run took.")
+    ] = None,
+) -> None:
+    """Print a sweep file that suits these photos, with its reasons; what is to be minded of them on standard error."""
+    from sweeps.clusters.machine import gpus_here
+    from sweeps.init.budget import parse_budget
+    from sweeps.init.photos import look_at_photos
+    from sweeps.init.speed import published_speed, speed_of_run
+    from sweeps.init.write import STABLE_DIFFUSION_15, Wanted, name_or_path, write_sweep
+
+    seconds = None if budget is None else parse_budget(budget)
+    seen = look_at_photos(photos)
+    named_token, _, named_class = (seen.named or "").partition(" ")
+    if class_word is None:
+        class_word = named_class or _ask_class_word()
+    wanted = Wanted(
+        class_word=class_word,
+        token=token or (named_token if named_class else RARE_WORD),
+        base_model=STABLE_DIFFUSION_15 if base_model is None else name_or_path("--base-model", base_model),
+        face=None if face is None else name_or_path("--face", face),
+        name=name,
+    )
+    gpus = gpus_here()
+    speed = published_speed(gpus) if speed_of is None else speed_of_run(speed_of)
+    written = write_sweep(seen, wanted, gpus, speed, seconds)
+    for remark in written.remarks:
+        _complain(remark)
+    typer.echo(written.text, nl=False)
+
+
+def _ask_class_word() -> str:
+    """From whoever sits there; the question goes to standard error, for the file goes to standard output."""
+    if not sys.stdin.isatty():
+        raise UserError("--class-word: must be given where nobody can be asked: the kind of person, such as woman")
+    answer: str = typer.prompt("What kind of person is it (woman, man, old man, ...)", err=True)
+    return answer.strip()
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -69,6 +69,11 @@ class SearchConfig(_Section):
     early_stopping: Literal["none", "asha"] = "none"
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Default: as many as the cluster's resources hold."""
+    priors: Literal["none", "published"] = Field(default="none", json_schema_extra=added_in("0.2.0"))
+    """`published`: the first trials of `tpe` and `nsga2` are published settings that the space holds
+    (`sweeps/priors.py`)."""
+    warm_start: ConfigPath | None = Field(default=None, json_schema_extra=added_in("0.2.0"))
+    """Another run's folder: its best settings that the space holds are tried first of all by `tpe` and `nsga2`."""
 
 
 class ChampionConfig(_Section):
@@ -287,6 +292,7 @@ class SweepConfig(_Section):
             )
         self._check_at_steps()
         self._check_batches()
+        self._check_first_trials()
         if self.search.sampler == "grid":
             self._check_grid()
         return self
@@ -325,6 +331,15 @@ class SweepConfig(_Section):
                 raise MisplacedError(
                     f"methods.{method}.train_batch_size",
                     f"must be divisible by the {workers} workers that share a trial's batches (resources), got {odd}",
+                )
+
+    def _check_first_trials(self) -> None:
+        search = self.search
+        given = {"priors": search.priors if search.priors != "none" else None, "warm_start": search.warm_start}
+        for key, value in given.items():
+            if value is not None and search.sampler not in ("tpe", "nsga2"):
+                raise MisplacedError(
+                    f"search.{key}", f"is for the samplers tpe and nsga2, so it must not be given, got {value}"
                 )
 
     def _check_grid(self) -> None:
@@ -414,6 +429,20 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), source: str | No
         _apply_override(raw, override)
     raw.pop("versions", None)  # what wrote a run's sweep.yaml; not a setting
     return parse_sweep(raw, source, path.resolve().parent)
+
+
+def parse_sweep_text(text: str, source: str, folder: Path) -> SweepConfig:
+    """Read a sweep file's text that lies nowhere yet.
+
+    Args:
+        text: YAML.
+        source: names it in messages.
+        folder: what relative paths are relative to.
+
+    Raises:
+        UserError: one line with place, law and value.
+    """
+    return parse_sweep(_as_mapping(_load_yaml(text, source), source), source, folder)
 
 
 def parse_sweep(raw: Mapping[str, Any], source: str = "sweep.yaml", folder: Path | None = None) -> SweepConfig:
@@ -535,7 +564,10 @@ def _read_yaml(path: Path, source: str) -> dict[str, Any]:
         raise UserError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    raw = _load_yaml(text, source)
+    return _as_mapping(_load_yaml(text, source), source)
+
+
+def _as_mapping(raw: Any, source: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{source}: must be a mapping with name, base_model, subject, ..., got {shorten(raw)}")
     return raw

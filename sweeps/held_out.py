@@ -32,13 +32,17 @@ def num_held_out(config: SweepConfig, num_photos: int) -> int:
     """
     asked = config.subject.held_out_photos
     if asked is None:
-        spares_some = config.evaluation.face.references is None and num_photos >= FROM_PHOTOS
-        return max(FEWEST, num_photos // SHARE) if spares_some else 0
+        return num_held_out_by_default(num_photos) if config.evaluation.face.references is None else 0
     if asked and num_photos - asked < MIN_PHOTOS:
         raise UserError(
             f"subject.held_out_photos: must leave {MIN_PHOTOS} or more photos to train on, got {asked} of {num_photos}"
         )
     return asked
+
+
+def num_held_out_by_default(num_photos: int) -> int:
+    """Where the sweep file names neither a number nor other photos to compare with."""
+    return max(FEWEST, num_photos // SHARE) if num_photos >= FROM_PHOTOS else 0
 
 
 def held_out_photos(config: SweepConfig) -> list[Path]:

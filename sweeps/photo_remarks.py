@@ -12,7 +12,7 @@ from evaluation.references import embed_references
 from sweeps.config import SweepConfig, class_images_needed
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.results import reference_photos
-from training.photos import crop_remarks, remarks_on_crops
+from training.photos import crop_remarks, face_in_square, photo_remarks, remarks_on_crops
 from training.pictures import find_photos, look_into, read_picture
 from training.preparation import class_photos
 
@@ -21,6 +21,15 @@ def remarks_on_folders(photos: Path, references: Path | None) -> list[str]:
     """Files and subfolders of the photos' folders that are passed over, and pictures of several frames."""
     folders = [photos] if references is None else [photos, references]
     return list(dict.fromkeys(remark for folder in folders for remark in look_into(folder, kohya=True).remarks()))
+
+
+def remarks_on_photos(config: SweepConfig) -> list[str]:
+    """Photos that teach little: near duplicates, blurred ones, small ones.
+
+    Raises:
+        UserError: a photo cannot be read.
+    """
+    return photo_remarks(config.subject)
 
 
 def remarks_on_class_images(config: SweepConfig) -> list[str]:
@@ -59,7 +68,14 @@ def look_for_faces(config: SweepConfig, encoder: FaceEncoder) -> list[str]:
     remarks = []
     if config.subject.crop == "face":
         names = [photo.relative_to(config.subject.photos).as_posix() for photo in photos]
-        num_faces = [len(face_boxes(encoder, read_picture(photo))) for photo in photos]
-        remarks += remarks_on_crops(dict(zip(names, num_faces, strict=True)))
+        num_faces, sides = {}, {}
+        for name, photo in zip(names, photos, strict=True):
+            image = read_picture(photo)
+            boxes = face_boxes(encoder, image)
+            num_faces[name] = len(boxes)
+            if boxes:
+                x0, y0, x1, y1 = face_in_square(image.size, boxes[0], config.subject.resolution)
+                sides[name] = max(x1 - x0, y1 - y0)
+        remarks += remarks_on_crops(num_faces, sides)
     references = config.evaluation.face.references
     return remarks + embed_references(find_photos(references) if references else photos, encoder).summary.remarks()

@@ -27,8 +27,9 @@ from sweeps.photo_remarks import remarks_on_class_images
 from sweeps.prompts import check_prompts, prompt_lines
 from sweeps.results.leaderboard import rows_of
 from sweeps.results.power import TYPICAL, Design, Noise, noise_of_base, smallest_visible
+from sweeps.search.starts import Start, starts_of, starts_warnings
 from sweeps.space import scoring_points
-from sweeps.wording import bytes_text
+from sweeps.wording import bytes_text, learning_rate_text
 from training.architecture import text_encoder_shapes, unet_shapes
 from training.base_model import STABLE_DIFFUSION_15 as CONFIGS_OF_STABLE_DIFFUSION_15
 from training.base_model import Configs, check_base_model, look_at
@@ -133,6 +134,8 @@ class Plan:
     """Photos that are not trained on; not known without looking at the photos."""
     noise: Noise = TYPICAL
     """By which it is said what the sweep can see."""
+    starts: tuple[Start, ...] = ()
+    """Trials that the search is given to begin with."""
     warnings: tuple[str, ...] = ()
     """What works and is perhaps not what is meant, a line each."""
 
@@ -148,6 +151,7 @@ class Plan:
         return [
             f"sweep     {config.name}: {methods}; {config.search.sampler} search, seed {config.search.seed}",
             f"trials    {len(self.trials)}",
+            *(f"first     {_start_text(start)}" for start in self.starts),
             f"steps     {about}{self.num_steps:,} training steps in all{stopping}",
             f"scored    {about}{self.num_checkpoints:,} checkpoints{screened}, {pictures}{once}",
             f"disk      about {bytes_text(self.disk_bytes)}",
@@ -215,6 +219,18 @@ class Plan:
         ]
 
 
+def _start_text(start: Start) -> str:
+    values = {name.split("/")[-1]: value for name, value in start.values.items()}
+    written = [
+        learning_rate_text(value) if isinstance(value, float) and "rate" in name else str(value)
+        for name, value in values.items()
+    ]
+    named = ", ".join(
+        text if name == "method" else f"{name} {text}" for name, text in zip(values, written, strict=True)
+    )
+    return f"{named} ({start.source})"
+
+
 def check_sweep(config: SweepConfig) -> Plan:
     """Check everything that this machine can, and measure the sweep.
 
@@ -242,7 +258,8 @@ def check_sweep(config: SweepConfig) -> Plan:
         plan,
         num_class_images=max(0, plan.num_class_images - len(class_photos(config.subject))),
         num_held_out=num_held_out,
-        warnings=(*check_prompts(config), *remarks_on_class_images(config)),
+        starts=tuple(starts_of(config)),
+        warnings=(*check_prompts(config), *remarks_on_class_images(config), *starts_warnings(config)),
     )
 
 

@@ -14,14 +14,20 @@ from PIL import Image
 from training.captions import read_caption
 from training.config import SubjectConfig
 from training.errors import UserError
-from training.names import listed, shown
-from training.pictures import KOHYA_FOLDER, Box, find_photos, read_picture
+from training.names import listed, name_text, shown
+from training.photo_quality import PhotoQuality, blurred, near_duplicates, quality_of
+from training.pictures import KOHYA_FOLDER, Box, find_photos
 
 MIN_PHOTOS, MAX_PHOTOS = 5, 50
 MIN_SIDE = 32
 """Pixels; also never less than a quarter of the training resolution, for beyond that a photo is mostly invented."""
 FACE_MARGIN = 2.5
 """Side of the square around a face, in face sides: head, hair and shoulders."""
+
+ENLARGED = 1.25
+"""Times by which a photo may be enlarged to the training resolution before it is said."""
+SMALL_FACE = 1 / 8
+"""Of the training square's side. At 512 px a face has 64 px then, and the latents 8 cells for it."""
 
 _NEAR_COPY = 1.0
 """Mean difference of two 32x32 thumbnails, in levels of 255, below which they show the same photo. Measured: saving
@@ -52,13 +58,12 @@ def _usable_photos(subject: SubjectConfig) -> list[Path]:
         raise UserError(f"need {MIN_PHOTOS} to {MAX_PHOTOS} pictures, got {len(photos)} in {shown(subject.photos)}")
     thumbnails: dict[Path, np.ndarray] = {}
     for path in photos:
-        image = read_picture(path)
-        _check_short_side(path, image, subject.resolution)
-        thumbnail = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
-        for other, other_thumbnail in thumbnails.items():
-            if np.abs(thumbnail - other_thumbnail).mean() < _NEAR_COPY:
+        quality = quality_of(path)
+        _check_short_side(path, quality.size, subject.resolution)
+        for other, thumbnail in thumbnails.items():
+            if np.abs(quality.thumbnail - thumbnail).mean() < _NEAR_COPY:
                 raise UserError(f"{shown(other)} and {shown(path)} are two copies of the same photo; take one out")
-        thumbnails[path] = thumbnail
+        thumbnails[path] = quality.thumbnail
         read_caption(path)
     return photos
 
@@ -81,6 +86,40 @@ def record_digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def photo_remarks(subject: SubjectConfig) -> list[str]:
+    """Which photos teach little, by their names: nearly the same twice, blurred beside the others, enlarged.
+
+    Nothing is refused for it: somebody may have no others.
+
+    Raises:
+        UserError: a photo cannot be read.
+    """
+    photos = find_photos(subject.photos)
+    return remarks_on_quality(
+        {name_text(photo.relative_to(subject.photos).as_posix()): quality_of(photo) for photo in photos},
+        subject.resolution,
+    )
+
+
+def remarks_on_quality(qualities: Mapping[str, PhotoQuality], resolution: int) -> list[str]:
+    """By the photos' names and what was measured of each."""
+    remarks = []
+    pairs = near_duplicates({name: quality.layout for name, quality in qualities.items()})
+    if pairs:
+        named = listed([f"{one} and {other}" for one, other in pairs])
+        remarks.append(f"photos that show nearly the same, which count twice in training: {named}")
+    soft = blurred({name: quality.sharpness for name, quality in qualities.items()})
+    if soft:
+        named = listed([f"{name} ({part:.0%})" for name, part in soft.items()])
+        remarks.append(f"photos that are blurred beside the others (part of their usual sharpness): {named}")
+    factors = {name: resolution / min(quality.size) for name, quality in qualities.items()}
+    small = sorted((name for name, factor in factors.items() if factor >= ENLARGED), key=lambda name: -factors[name])
+    if small:
+        named = listed([f"{name} ({factors[name]:.1f} times)" for name in small])
+        remarks.append(f"photos that are enlarged to resolution {resolution}, which makes nothing sharper: {named}")
+    return remarks
+
+
 def crop_remarks(dataset_dir: Path) -> list[str]:
     """Of which prepared photos the square was not cut around the only face; nothing where none was looked for.
 
@@ -92,11 +131,16 @@ def crop_remarks(dataset_dir: Path) -> list[str]:
         return []
     earlier = {photo["source"]: 0 if photo["face"] is None else 1 for photo in record["photos"]}  # 0.1.0 didn't count
     num_faces = {photo["source"]: photo.get("num_faces", earlier[photo["source"]]) for photo in record["photos"]}
-    return remarks_on_crops({name: number for name, number in num_faces.items() if number is not None})
+    sides = {
+        photo["source"]: max(box[2] - box[0], box[3] - box[1])
+        for photo in record["photos"]
+        if (box := photo.get("face_in_square"))
+    }
+    return remarks_on_crops({name: number for name, number in num_faces.items() if number is not None}, sides)
 
 
-def remarks_on_crops(num_faces: Mapping[str, int]) -> list[str]:
-    """By the photos' names and how many faces each has."""
+def remarks_on_crops(num_faces: Mapping[str, int], sides: Mapping[str, float]) -> list[str]:
+    """By the photos' names, how many faces each has, and the largest one's longer side as a part of the square's."""
     without = [name for name, number in num_faces.items() if number == 0]
     several = [name for name, number in num_faces.items() if number > 1]
     remarks = []
@@ -104,6 +148,9 @@ def remarks_on_crops(num_faces: Mapping[str, int]) -> list[str]:
         remarks.append(f"photos without a face, cut around their middle instead: {listed(without)}")
     if several:
         remarks.append(f"photos with several faces, cut around the largest: {listed(several)}")
+    if small := sorted((name for name, side in sides.items() if side < SMALL_FACE), key=lambda name: sides[name]):
+        named = listed([f"{name} ({sides[name]:.0%})" for name in small])
+        remarks.append(f"photos with a small face (its side as a part of the training picture's): {named}")
     return remarks
 
 
@@ -144,10 +191,10 @@ def face_in_square(size: tuple[int, int], face: Box, resolution: int) -> Box:
     return x0, y0, x1, y1
 
 
-def _check_short_side(path: Path, image: Image.Image, resolution: int) -> None:
+def _check_short_side(path: Path, size: tuple[int, int], resolution: int) -> None:
     smallest = max(MIN_SIDE, resolution // 4)
-    if min(image.size) < smallest:
+    if min(size) < smallest:
         raise UserError(
             f"the shorter side must have at least {smallest} px at resolution {resolution}, "
-            f"got {image.width}x{image.height} px in {shown(path)}"
+            f"got {size[0]}x{size[1]} px in {shown(path)}"
         )

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from evaluation.config import LOCAL_DIR, ClipConfig, EvaluationConfig, FaceConfig, RenderConfig
-from sweeps.config import SweepConfig, resolved_yaml
+from sweeps.config import SearchConfig, SweepConfig, resolved_yaml
 from sweeps.execution.cluster import named_models
 from sweeps.ledger.identity import photos_key
 from sweeps.ledger.storage import is_hidden
@@ -82,6 +82,7 @@ def pack_sweep(config: SweepConfig, sweep_dir: Path, out: str, into: Path) -> Pa
             and Path(models.place("initial_weights", str(config.initial_weights))),
             "evaluation": _pack_evaluation(config.evaluation, models, into),
             "render": _pack_render(config.render, models, into),
+            "search": _pack_search(config.search, into),
         }
     )
     (into / SWEEP_FILE).write_text(resolved_yaml(sent), encoding="utf-8")
@@ -218,6 +219,17 @@ def _pack_render(render: RenderConfig | None, models: _Models, into: Path) -> Re
         _copy(reference, sent)
         update["references"].append(sent.relative_to(into))
     return render.model_copy(update=update)
+
+
+def _pack_search(search: SearchConfig, into: Path) -> SearchConfig:
+    """Of the run that is started from what its leaderboard is made of: settings and scores, no picture and no face."""
+    if search.warm_start is None:
+        return search
+    to = into / "warm_start"
+    for pattern in ("sweep.yaml", "confirm.json", "trials/*/trial.json", "confirm/*/trial.json"):
+        for file in search.warm_start.glob(pattern):
+            _copy(file, to / file.relative_to(search.warm_start))
+    return search.model_copy(update={"warm_start": to.relative_to(into)})
 
 
 def _pack_subject(subject: SubjectConfig, into: Path) -> SubjectConfig:

@@ -7,6 +7,7 @@ order they were asked for, serves those that have not ended, then goes on asking
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -19,16 +20,22 @@ from sweeps.ledger.records import ScoredCheckpoint, TrialRecord
 from sweeps.results.rule import ChampionRule
 from sweeps.search.listed import ListSearch, Search, lesson
 from sweeps.search.places import Anywhere, Places
+from sweeps.search.starts import refuse_own_run, starts_of
 from training.config import MethodConfig, pack_together
 
 
-def make_search(config: SweepConfig, rule: ChampionRule) -> Search:
-    """The search that the sweep file names."""
+def make_search(config: SweepConfig, rule: ChampionRule, run_dir: Path) -> Search:
+    """The search that the sweep file names.
+
+    Raises:
+        UserError: the run that it is to start from is missing, has nothing to start from, or is this run.
+    """
     if is_listed(config):
         return ListSearch(listed_trials(config))
     from sweeps.search.study import StudySearch  # Optuna takes a second, and a grid has no use for it
 
-    return StudySearch(config, rule)
+    refuse_own_run(config, run_dir)
+    return StudySearch(config, rule, [start.values for start in starts_of(config)])
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
@@ -64,7 +71,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         base = folder.base()
         assert base is not None, "the base model is scored before trials are chosen"
         self._rule = ChampionRule.of(config.champion, base)
-        self.search = make_search(config, self._rule)
+        self.search = make_search(config, self._rule, folder.dir)
         is_asked_for = asked_for(config)
         records = sorted(folder.trials(), key=lambda record: record.number)
         for record in records:

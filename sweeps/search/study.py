@@ -22,6 +22,8 @@ from training.config import MethodConfig
 
 REPEATS_BEFORE_RANDOM = 20
 """Known configs in a row after which a sampler that has converged is helped by random draws."""
+FIXED = "fixed_params"
+"""Where Optuna notes the values that a trial was given."""
 MAX_REMEMBERED = 1250
 """Answers that TPE looks at: its time a question grows with them, to a fifth of a second at 10,000."""
 REMEMBERED_BEST, REMEMBERED_OTHERS = 250, 750
@@ -38,12 +40,14 @@ class StudySearch:
     Args:
         config: the sweep.
         rule: the champion's, measured from the base model's score.
+        starts: values that the first questions have, whatever the sampler would ask; question i those of place i.
     """
 
-    def __init__(self, config: SweepConfig, rule: ChampionRule) -> None:
+    def __init__(self, config: SweepConfig, rule: ChampionRule, starts: Sequence[Mapping[str, Scalar]] = ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._config = config
         self._rule = rule
+        self._starts = starts
         self._both = config.search.sampler == "nsga2"
         self._num_planned = num_planned(config)
         self._study = self._new_study()
@@ -66,9 +70,12 @@ class StudySearch:
             return None
         self._forget_if_too_many()
         self._study.sampler = self._sampler(number, at_random=self._repeats > REPEATS_BEFORE_RANDOM)
+        if number < len(self._starts):  # by its number, so that a cut search goes on with those that are left
+            self._study.enqueue_trial(dict(self._starts[number]))
         trial = self._asked[number] = self._study.ask()
         config = self._draw(trial)
-        notes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        notes = {name: value for name, value in attributes.items() if name != FIXED}
         return Question(number, config, drawn=trial.params, notes=notes)
 
     def replay(self, record: TrialRecord, scores: ScoredCheckpoint | None) -> None:
@@ -91,7 +98,7 @@ class StudySearch:
 
     def _ask_with(self, number: int, fixed: Mapping[str, Scalar], notes: Mapping[str, Any]) -> None:
         """Open question `number` with these values, as `enqueue_trial` does, which takes no notes."""
-        attributes = {**notes, "fixed_params": dict(fixed)}
+        attributes = {**notes, FIXED: dict(fixed)}
         waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=attributes)
         self._study.add_trial(waiting)
         self._study.sampler = self._sampler(number, at_random=True)  # only for values that are not given
@@ -169,7 +176,8 @@ class StudySearch:
         num_trials = self._num_planned
         if self._both:  # Optuna's 50 a generation would make a sweep of 24 trials a random search
             return optuna.samplers.NSGAIISampler(population_size=min(max(4, num_trials // 4), 50), seed=seed)
-        return optuna.samplers.TPESampler(n_startup_trials=min(max(4, num_trials // 4), 10), seed=seed)
+        num_random = min(max(4, num_trials // 4), 10)  # beside what is given: starts lie close together
+        return optuna.samplers.TPESampler(n_startup_trials=len(self._starts) + num_random, seed=seed)
 
 
 def _worth_remembering(answers: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:

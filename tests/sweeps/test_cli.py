@@ -393,6 +393,19 @@ def test_check_names_what_is_passed_over_and_finds_faces_when_asked(
     assert "film.gif" in outcome.err.splitlines()[-1]
 
 
+def test_check_names_photos_that_teach_little(dreamsweep: Command, sweep: dict[str, Any], tmp_path: Path) -> None:
+    """Near duplicates by both names, on standard error, and the sweep passes all the same."""
+    folder = tmp_path / "photos"
+    image = Image.open(folder / "photo_1.png").convert("RGB")
+    image.crop((1, 1, *image.size)).resize(image.size).point(lambda level: level * 0.9).save(
+        folder / "photo_1 again.png"
+    )
+    outcome = dreamsweep("check", write(sweep, tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert "show nearly the same" in outcome.err
+    assert "photo_1 again.png and photo_1.png" in outcome.err
+
+
 def test_a_table_of_thousands_is_cut_and_says_so(
     dreamsweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,13 @@ def test_another_trainers_run_is_read_without_its_libraries() -> None:
     assert heavy_modules_of("import-command", f"accelerate launch train_dreambooth_lora.py {run}") == set()
 
 
+def test_a_sweep_file_is_written_without_anything_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the face encoder's weights are not here nothing is loaded to say so."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    photos = demo_sweep_file().parent / "photos"
+    assert heavy_modules_of("init", str(photos), "--class-word", "woman", "--budget", "3h") == set()
+
+
 @pytest.mark.parametrize("verb", ["submit", "fetch", "doctor"])
 def test_a_clusters_verbs_are_explained_without_ray(verb: str) -> None:
     """Ray is loaded when a cluster is asked, not before."""

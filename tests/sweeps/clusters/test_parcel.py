@@ -20,6 +20,8 @@ from sweeps.config import SweepConfig, load_sweep
 from sweeps.execution.gauges import sweep_id
 from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.identity import claim_subject, evaluation_key, photos_key
+from sweeps.search.starts import starts_of
+from tests.sweeps.fake_run import build_run
 from tests.sweeps.tiny_sweep import write_sweep
 from training.errors import UserError
 
@@ -141,6 +143,21 @@ def test_references_and_controls_are_sent(
     assert all(reference.is_file() for reference in there.render.references)
     assert there.evaluation.face.references is not None
     assert len(list(there.evaluation.face.references.glob("*.*"))) == 7
+
+
+def test_a_run_to_start_from_is_sent_without_its_pictures(pack: Pack, tmp_path: Path) -> None:
+    """The same first trials there as here, by its settings and scores alone."""
+    other = build_run(tmp_path / "other", num_trials=4)
+    lora = {"rank": {"choices": [2, 4, 16, 128]}, "learning_rate": {"low": 1e-6, "high": 1e-1, "log": True}}
+    there, packed = pack(
+        methods={"lora": {**lora, "max_train_steps": 4}},
+        search={"sampler": "tpe", "num_trials": 9, "warm_start": str(other)},
+    )
+    assert there.search.warm_start == tmp_path / "parcel" / "warm_start"
+    assert starts_of(there) == starts_of(packed.config)
+    assert starts_of(there)
+    sent = {path.suffix for path in there.search.warm_start.rglob("*") if path.is_file()}
+    assert sent == {".yaml", ".json"}
 
 
 def test_a_position_in_a_photo_is_said_and_the_photo_left_as_it_is(pack: Pack, desk: Path, tmp_path: Path) -> None:
