@@ -118,9 +118,9 @@ class Curve:
     QUANTITIES = ("loss", "gradient_norm", "learning_rate")
 
     def gap(self, other: Curve, quantity: str) -> Numbers:
-        """How far the other one is from this one at each step, as a part of this one's mean size."""
+        """How far the other one is from this one at each of its steps, as a part of this one's mean size."""
         own, theirs = getattr(self, quantity), getattr(other, quantity)
-        relative: Numbers = np.abs(theirs - own) / np.abs(own).mean()
+        relative: Numbers = np.abs(theirs - own[: len(theirs)]) / np.abs(own).mean()
         return relative
 
 
@@ -158,11 +158,12 @@ def prepare_pictures(folder: Path, class_images: int = 0) -> Dataset:
 # --- ours
 
 
-def follow(config: LoraConfig | DreamBoothConfig, dataset: Dataset) -> Curve:
-    """Our training's curve."""
+def follow(config: LoraConfig | DreamBoothConfig, dataset: Dataset, num_steps: int = NUM_STEPS) -> Curve:
+    """Our training's curve, or its first steps."""
     with TemporaryDirectory() as out_dir:
-        for _ in train(config, dataset, (), out_dir=out_dir, device=CPU):
-            pass
+        checkpoints = train(config, dataset, [num_steps], out_dir=out_dir, device=CPU)
+        assert next(checkpoints).step == num_steps
+        checkpoints.close()
         steps = read_stats(Path(out_dir) / STATS_FILE)
     return Curve(
         np.array([step.loss for step in steps]),
