@@ -42,8 +42,8 @@ DIFFERENCES_FROM_DIFFUSERS: dict[str, str] = {
 
 DIFFERENCES_IN_BEHAVIOUR: dict[str, str] = {
     "train_batch_size": "batches run on over an epoch's end; upstream's last batch of an epoch is what is left of it",
-    "gradient_accumulation_steps": "every step has all of its micro-steps; accelerate takes a step at each epoch's end, "
-    "of however many batches there were, and divides its gradient by the full number all the same",
+    "gradient_accumulation_steps": "every step has all of its micro-steps; accelerate takes a step at each epoch's "
+    "end, of however many batches there were, and divides its gradient by the full number all the same",
     "loss": "what is written down of a step is the mean of its micro-steps; upstream logs the last one's",
     "train_text_encoder": "one that is stored in half precision trains in float32; the full script refuses it",
     "mixed_precision": "adapters are float32 under bf16 too; upstream's are bf16, and hardly move at small rates",

@@ -133,7 +133,7 @@ def test_a_text_encoder_of_half_precision_trains_in_float32(tiny_base: str, tmp_
 
 
 def test_resizing_is_the_lora_scripts_and_not_the_full_ones(tmp_path: Path) -> None:
-    """The demo's photos, made fourfold smaller: as torchvision's lanczos to the level, up to 31 levels from bilinear."""
+    """The demo's photos, fourfold smaller: as torchvision's lanczos to the level, up to 31 levels from bilinear."""
     assert "image_interpolation_mode" in DIFFERENCES_FROM_DIFFUSERS
     subject = SubjectConfig(photos=DEMO / "photos", instance_prompt=PROMPT, resolution=64, crop="center")
     prepare_photos(subject, tmp_path)
