@@ -1,6 +1,6 @@
 """What options of a training do to the demo's model: how far the class drifts, and how bright and dark pictures get.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.options        ten minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.options        five minutes
 
 LoRAs of rank 4 at 1e-3, batch 1, 150 steps, two seeds each, on the demo's photos. Everything is measured on what no
 training has seen: eight class pictures that the base model drew beyond those of the training, and the demo's held-out
@@ -12,6 +12,7 @@ prompt, of 255.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ from training.preparation import prepare_photos
 from training.train import train
 
 BASE = str(DEMO / "family" / "base_model")
-NUM_TRAINED, NUM_UNSEEN, NUM_STEPS, SEEDS = 16, 8, 150, (0, 1)
+NUM_TRAINED, NUM_UNSEEN = 16, 8
+"""Class pictures."""
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "class pictures": {"with_prior_preservation": True, "num_class_images": NUM_TRAINED},
@@ -44,18 +46,29 @@ DARK, BRIGHT = f"{PROMPT} in space", f"{PROMPT} in the snow"
 HEADER = ("training", "drift", "held-out photos", "dark prompt", "bright prompt", "between them")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--pictures", type=int, default=8, help="of each prompt, for their brightness")
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with TemporaryDirectory() as work:
         dataset, unseen_class = _class_pictures(Path(work) / "trained")
         unseen_photos = _encoded(DEMO / "photos_held_out", Path(work) / "held_out").latents.mean
         base = load_pipeline(None, BASE, device="cpu", dtype=torch.float32)
-        rows = [["base model", "0", "1", *_brightness(base)]]
-        for said, options in ARMS.items():
-            for seed in SEEDS:
+        rows = [["base model", "0", "1", *_brightness(base, asked.pictures)]]
+        for said in asked.arms:
+            for seed in range(asked.seeds):
                 config = LoraConfig(
-                    rank=4, learning_rate=1e-3, train_batch_size=1, max_train_steps=NUM_STEPS, seed=seed, **options
+                    rank=4,
+                    learning_rate=1e-3,
+                    train_batch_size=1,
+                    max_train_steps=asked.steps,
+                    seed=seed,
+                    **ARMS[said],
                 )
                 *_, checkpoint = train(config, dataset, (), out_dir=Path(work) / f"{said}-{seed}", device=CPU)
                 trained = load_pipeline(checkpoint, BASE, device="cpu", dtype=torch.float32)
@@ -64,10 +77,9 @@ def main() -> None:
                         f"{said}, seed {seed}",
                         f"{_drift(trained, base, unseen_class):.3f}",
                         f"{_loss(trained, unseen_photos) / _loss(base, unseen_photos):.3f}",
-                        *_brightness(trained),
+                        *_brightness(trained, asked.pictures),
                     ]
                 )
-                print(" ".join(rows[-1]), flush=True)
     print(table(HEADER, rows))
 
 
@@ -112,18 +124,18 @@ def _loss(pipeline: StableDiffusionPipeline, latents: Tensor) -> float:
     return float((noise - answer).square().mean())
 
 
-def _brightness(pipeline: StableDiffusionPipeline) -> Sequence[str]:
+def _brightness(pipeline: StableDiffusionPipeline, num_pictures: int) -> Sequence[str]:
     pipeline.set_progress_bar_config(disable=True)
     levels = [
         float(
             np.mean(
                 pipeline(
-                    [prompt] * 8,
+                    [prompt] * num_pictures,
                     num_inference_steps=20,
                     guidance_scale=3.0,
                     height=64,
                     width=64,
-                    generator=[torch.Generator().manual_seed(seed) for seed in range(8)],
+                    generator=[torch.Generator().manual_seed(seed) for seed in range(num_pictures)],
                     output_type="np",
                 ).images
             )

@@ -184,7 +184,7 @@ WORDS: dict[str, Row] = {
     ),
     "methods.*.caption_dropout_rate": Row(
         "A photo is shown without words so often",
-        "Keeps the answer without words that guidance needs: 0.1 to 0.2 in Ho & Salimans 2022 (asked for: kohya_ss #1797)",
+        "Keeps the answer without words that guidance needs: 0.1 to 0.2 in Ho & Salimans 2022 (kohya_ss #1797)",
     ),
     "methods.*.shuffle_caption": Row(
         "A caption's parts between commas in another order each time", "Captions that are lists of tags"
