@@ -35,8 +35,22 @@ DIFFERENCES_FROM_DIFFUSERS: dict[str, str] = {
     "max_train_steps": "800 instead of one epoch: a sweep compares runs of known length",
     "lr_warmup_steps": "0 instead of 500: upstream's default schedule, constant, ignores it",
     "center_crop": "always: around the face or the centre (subject.crop); random crops would defeat cached latents",
-    "image_interpolation_mode": "lanczos for both methods, as in the LoRA script; the full script resizes bilinearly",
+    "image_interpolation_mode": "lanczos for both methods, as in the LoRA script; the full script resizes bilinearly, "
+    "which a photo that shrinks fourfold shows",
 }
+"""Flags whose default is another one there, or whose other values are not had here."""
+
+DIFFERENCES_IN_BEHAVIOUR: dict[str, str] = {
+    "train_batch_size": "batches run on over an epoch's end; upstream's last batch of an epoch is what is left of it",
+    "gradient_accumulation_steps": "every step has all of its micro-steps; accelerate takes a step at each epoch's "
+    "end, of however many batches there were, and divides its gradient by the full number all the same",
+    "loss": "what is written down of a step is the mean of its micro-steps; upstream logs the last one's",
+    "train_text_encoder": "one that is stored in half precision trains in float32; the full script refuses it",
+    "mixed_precision": "adapters are float32 under bf16 too; upstream's are bf16, and hardly move at small rates",
+    "snr_gamma": "beside prior preservation the photo's own weight counts; upstream's full script mixes the class "
+    "picture's in, or fails where a batch has more than one",
+}
+"""What the same settings do otherwise than in diffusers' scripts (58eb52c), each for the better as far as we know."""
 
 
 class _Section(BaseModel):

@@ -12,7 +12,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from benchmarks import gpu, loop, memory, packed
+from benchmarks import gpu, loop, memory, options, packed
 from benchmarks.alternating import Comparison, alternate
 from benchmarks.trainings import demo_dataset
 
@@ -54,6 +54,16 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
         for option in ("fused_adam", "channels_last")
         for method, batch_size in loop.SETTINGS
     ]
+
+
+@pytest.mark.slow
+def test_what_options_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for the base model, which has not moved, and one for each training, which has."""
+    options.main(["--arms", "plain", "--seeds", "1", "--steps", "2", "--pictures", "1"])
+    _, _, base, plain = rows_of(capsys.readouterr().out)
+    assert [cell.strip() for cell in base[:3]] == ["base model", "0", "1"]
+    assert plain[0].strip() == "plain, seed 0"
+    assert float(plain[1]) > 0
 
 
 def test_what_a_process_of_the_memory_benchmark_says(
