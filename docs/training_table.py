@@ -35,7 +35,7 @@ from training.config import (
 )
 
 PAGE = Path(__file__).with_name("training.md")
-BESIDE = ("base_model", "revision", "variant", "clip_skip")
+BESIDE = ("base_model", "revision", "variant", "clip_skip", "initial_weights")
 """Keys beside the sweep file's sections that are part of a training."""
 NOTHING = "-"
 """Where another trainer has no such setting."""
@@ -65,6 +65,11 @@ WORDS: dict[str, Row] = {
     ),
     "clip_skip": Row(
         "Which layer of the text encoder prompts are read from, counted from the last", "[See below](#clip-skip)"
+    ),
+    "initial_weights": Row(
+        "A LoRA file of diffusers, peft or kohya that LoRA trials go on from, under any rank and alpha of their own",
+        "To train a LoRA further, or for another person of the same kind",
+        "none",
     ),
     # --- subject
     "subject.photos": Row(
