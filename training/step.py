@@ -158,7 +158,6 @@ def start_run(
         drop_by_row(modules.unet, run.rows, run.whole_batch_size)
     if resume_from is not None:
         run.load_training_state(load_training_state(resume_from), resume_from.step)
-        run.freeze_text_encoder_at(config.stop_text_encoder_training)
     return run
 
 
