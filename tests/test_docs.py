@@ -23,7 +23,7 @@ def test_every_field_of_a_training_has_a_row_and_every_row_a_field() -> None:
     """Of the subject's, of both methods', and of the keys beside them; the method's name alone is a section's."""
     assert WORDS.keys() == keys().keys()
     fields = {*SubjectConfig.model_fields, *LoraConfig.model_fields, *DreamBoothConfig.model_fields} - {"method"}
-    beside = {"base_model", "revision", "variant", "clip_skip"}
+    beside = {"base_model", "revision", "variant", "clip_skip", "initial_weights"}
     assert {key.rpartition(".")[2] for key in WORDS} == fields | beside
     rows = training_table().splitlines()
     assert len(rows) == 2 + len(WORDS)
