@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.errors import UserError
 from training.lora_names import (
+    PEFT_CONFIG,
     PEFT_FILE,
     TEXT_MODEL,
     BaseLayers,
@@ -43,7 +44,6 @@ from training.weights import read_json
 
 ADAPTER_SETTINGS = "lora_adapter_metadata"
 """Where diffusers writes rank and alpha, as JSON with `unet.` and `text_encoder.` before peft's own names."""
-PEFT_CONFIG = "adapter_config.json"
 BASE_MODEL_KEYS = ("ss_sd_model_name", "modelspec.architecture", "ss_base_model_version")
 ADAPTER = "default"
 MAX_ALPHA = 1e30

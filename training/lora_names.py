@@ -31,6 +31,7 @@ LoraPart = Literal["unet", "text_encoder"]
 Role = Literal["down", "up", "alpha", "magnitude"]
 
 PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 TEXT_MODEL = "text_model."
 
 OTHER_KINDS: tuple[tuple[str, str], ...] = (

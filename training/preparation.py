@@ -19,12 +19,15 @@ from training.captions import caption_of
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json
+from training.lora_names import PEFT_CONFIG, find_lora_file
 from training.names import name_text, shown
 from training.photos import check_photos, crop_square, face_in_square, num_repeats, prepared_record, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
 
 UNSEEN = "unseen"
 """Folder of the dataset's for photos that are not trained on."""
+INITIAL_WEIGHTS = "initial_weights"
+"""Folder of the dataset's with the file that its LoRA trainings start from."""
 CLASS_PHOTOS = "class_photos"
 """Folder of the dataset's for one's own pictures of the class."""
 
@@ -94,6 +97,21 @@ def class_photos(subject: SubjectConfig) -> list[Path]:
     if not photos:
         raise UserError(f"subject.class_images: need 1 or more pictures, got 0 in {shown(subject.class_images)}")
     return photos
+
+
+def keep_initial_weights(source: Path, out_dir: str | Path) -> None:
+    """Copy a LoRA file, with the settings that peft has beside it, to where trainings look for it.
+
+    Raises:
+        UserError: there is no LoRA file.
+    """
+    file = find_lora_file(source)
+    folder = Path(out_dir) / INITIAL_WEIGHTS
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for each in (file, file.with_name(PEFT_CONFIG)):
+        if each.is_file():
+            shutil.copyfile(each, folder / each.name)
 
 
 def prepare_unseen(

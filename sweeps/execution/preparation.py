@@ -21,10 +21,9 @@ from sweeps.photo_remarks import remarks_on_class_images, remarks_on_faces, rema
 from sweeps.prompts import Text, Texts
 from sweeps.space import MethodSpace
 from training.errors import UserError
-from training.initial_weights import keep_initial_weights
 from training.names import listed, name_text
 from training.pictures import find_photos
-from training.preparation import prepare_photos, prepare_unseen
+from training.preparation import keep_initial_weights, prepare_photos, prepare_unseen
 from training.tokenizer import reader_of_base_model
 
 

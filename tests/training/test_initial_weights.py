@@ -16,9 +16,9 @@ from tests.training.test_train import assert_same, last, weights
 from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline
 from training.config import LoraConfig
 from training.dataset import Dataset
-from training.initial_weights import keep_initial_weights
 from training.layout import LORA_FILE
 from training.pack_training import PackTraining
+from training.preparation import keep_initial_weights
 from training.step import start_run
 from training.train import train
 

@@ -130,7 +130,7 @@ def test_inputs_and_loss_are_functions_that_ask_no_unet(
     numbers = torch.get_rng_state()
     first, again = ([micro_step_inputs(run, position) for position in order] for order in ((0, 1), (1, 0)))
     for one, other in zip(first, reversed(again), strict=True):
-        assert all(torch.equal(*pair) for pair in zip(vars(one).values(), vars(other).values(), strict=True))
+        assert all(torch.equal(*pair) for pair in zip(given(one), given(other), strict=True))
     assert not torch.equal(first[0].noisy_latents, first[1].noisy_latents)
     prediction = torch.zeros_like(first[0].target)
     assert micro_step_loss(run, prediction, first[0]) == micro_step_loss(run, prediction, first[0])
