@@ -133,6 +133,7 @@ def write_trial(folder: Path, trial: dict[str, Any], checkpoints: Sequence[dict[
         "reason": None,
         "key": "0" * 64,
         "num_restarts": 0,
+        "created": "2026-01-01T00:00:00+00:00",  # without it a record is of the second in which it is read
         "seconds": seconds,
         **trial,
         "checkpoints": list(checkpoints),
