@@ -17,7 +17,7 @@ from sweeps.config import SweepConfig, class_images_needed, rare_token
 from sweeps.execution.task import Scoring
 from sweeps.held_out import claim_held_out
 from sweeps.ledger.folder import RunFolder
-from sweeps.photo_remarks import remarks_on_class_images, remarks_on_faces, remarks_on_folders, remarks_on_photos
+from sweeps.photo_remarks import remarks_on_faces, remarks_on_folders, remarks_on_photos
 from sweeps.prompts import Text, Texts
 from sweeps.space import MethodSpace
 from training.errors import UserError
@@ -57,7 +57,6 @@ def prepare_subject(config: SweepConfig, folder: RunFolder) -> list[str]:
         _embed(compared, load_face_encoder(second.face.encoder, "cpu"), folder.second_reference_file)
     remarks = [*remarks_on_folders(subject.photos, face.references), *remarks_on_photos(config)]
     remarks += remarks_on_faces(folder)
-    remarks += remarks_on_class_images(config)
     return [*remarks, *([f"held out, not trained on: {listed(names)}"] if names else [])]
 
 
