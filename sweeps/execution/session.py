@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from rich.console import Console
 from rich.text import Text
 
@@ -81,7 +83,13 @@ def _start(console: Console | None, run_dir: Path, at_the_end: ExitStack) -> Non
         at_the_end.callback(page.close)
     variables = variables_for(page.root, page.address, os.environ) if page else {}
     with _environment_with(variables):  # which Ray's dashboard reads when it starts
-        context = _init_ray(address="local", include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES, **QUIET)
+        context = _init_ray(
+            address="local",
+            include_dashboard=True,
+            object_store_memory=OBJECT_STORE_BYTES,
+            job_config=JobConfig(metadata={"dreamsweep": version("dreamsweep"), "run": run_dir.name}),
+            **QUIET,
+        )
     _say_dashboard(console, context)
     in_dashboard = " (and in the dashboard's Metrics tab)" if GRAFANA_HOST in variables else ""
     _say(console, f"live page {page.page_address}{in_dashboard}" if page else f"no live page: {remark}")

@@ -129,9 +129,11 @@ def test_rays_own_dashboard_shows_the_page(console: Console, tmp_path: Path, mon
         shown = urllib.request.urlopen(f"{grafana['data']['grafanaHost']}/d/{uid}/?theme=dark&kiosk=1")  # noqa: S310
         assert shown.url == f"{page}?theme=dark"
         assert shown.status == 200
+        (job,) = ask_dashboard(f"{dashboard}/api/jobs/")
+        assert job["metadata"]["run"] == "ada", "what its Jobs page says of the driver"
 
 
-def ask_dashboard(address: str, deadline_seconds: float = 60) -> dict[str, Any]:
+def ask_dashboard(address: str, deadline_seconds: float = 60) -> Any:
     """What it answers, as soon as the part of it that does has started up."""
     token = ray_token(os.environ)
     request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
@@ -139,7 +141,7 @@ def ask_dashboard(address: str, deadline_seconds: float = 60) -> dict[str, Any]:
     while True:
         try:
             with urllib.request.urlopen(request) as answer:  # noqa: S310
-                return dict(json.load(answer))
+                return json.load(answer)
         except HTTPError as error:
             if time.monotonic() > give_up:
                 raise AssertionError(error.read()) from error
