@@ -22,7 +22,7 @@ from sweeps.export.layouts import kohya_layout
 from training.base_model import STABLE_DIFFUSION_15
 from training.config import LoraConfig, TargetModules
 from training.methods import adapter_of
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
+from training.targets import text_encoder_targets, unet_targets
 
 RANK, ALPHA = 4, 2.0
 
@@ -46,8 +46,8 @@ def exported(targets: TargetModules) -> dict[str, Tensor]:
     """What `export --format kohya` writes of a LoRA with these layers."""
     config = LoraConfig(rank=RANK, lora_alpha=ALPHA, target_modules=targets, train_text_encoder=True)
     unet, text_encoder = modules_of_stable_diffusion()
-    unet.add_adapter(adapter_of(config, UNET_TARGETS))
-    text_encoder.add_adapter(adapter_of(config, TEXT_ENCODER_TARGETS))
+    unet.add_adapter(adapter_of(config, unet_targets(targets)))
+    text_encoder.add_adapter(adapter_of(config, text_encoder_targets(targets)))
     pipeline: Any = argparse.Namespace(unet=unet, text_encoder=text_encoder)
     return kohya_layout(pipeline)
 

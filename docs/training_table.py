@@ -218,6 +218,10 @@ WORDS: dict[str, Row] = {
     "methods.lora.target_modules": Row(
         "Which layers have adapters ([see below](#adapters))", "More layers hold more at the same rank, in larger files"
     ),
+    "methods.lora.target_blocks": Row(
+        "Which blocks of the UNet have them: `down`, `mid`, `up`, two of these or `all`",
+        "Half the file, and less of what a picture is built from; the text encoder is not concerned",
+    ),
     "methods.lora.use_rslora": Row(
         "Scale by the root of the rank (Kalajdzievski 2023)", "High ranks, which the plain scale holds back"
     ),

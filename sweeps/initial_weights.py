@@ -5,6 +5,9 @@ Only the file's header is read, and no torch is needed.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 from sweeps.config import SweepConfig
 from sweeps.space import MisplacedError, corners_of
 from sweeps.wording import public_name
@@ -12,7 +15,7 @@ from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.config import LoraConfig
 from training.errors import UserError
 from training.lora_names import BaseLayers, find_lora_file, look_at_lora
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
+from training.targets import text_encoder_targets, unet_targets
 from training.weights import read_weights
 
 
@@ -43,7 +46,7 @@ def _check(config: SweepConfig) -> None:
     if any(role == "magnitude" for _, role in entries.values()):
         raise UserError(f"must be a LoRA without magnitudes, {file.name} is a DoRA")
 
-    def corners(field: str) -> tuple[object, ...]:
+    def corners(field: str) -> tuple[Any, ...]:
         return corners_of(space.get(field, LoraConfig.model_fields[field].default))
 
     def refuse(field: str, law: str) -> MisplacedError:
@@ -59,8 +62,10 @@ def _check(config: SweepConfig) -> None:
     parts = {layer.part for layer, _ in entries.values()}
     if "text_encoder" in parts and False in corners("train_text_encoder"):
         raise refuse("train_text_encoder", "must be true")
-    for preset in corners("target_modules"):
+    for modules, blocks in itertools.product(corners("target_modules"), corners("target_blocks")):
         for layer, _ in entries.values():
-            targets = UNET_TARGETS if layer.part == "unet" else TEXT_ENCODER_TARGETS
-            if not layer.path.endswith(tuple(f".{target}" for target in targets[preset])):  # type: ignore[index]
-                raise refuse("target_modules", f"must hold {layer.part}.{layer.path}, which {preset} does not,")
+            in_unet = layer.part == "unet"
+            targets = unet_targets(modules, blocks) if in_unet else text_encoder_targets(modules)
+            if not targets.holds(layer.path):
+                field, found = ("target_modules", modules) if blocks == "all" else ("target_blocks", blocks)
+                raise refuse(field, f"must hold {layer.part}.{layer.path}, which {found} does not,")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from evaluation.checks import check_clip, check_render
 from evaluation.config import EvaluationConfig
@@ -34,12 +35,12 @@ from training.architecture import text_encoder_shapes, unet_shapes
 from training.base_model import STABLE_DIFFUSION_15 as CONFIGS_OF_STABLE_DIFFUSION_15
 from training.base_model import Configs, check_base_model, look_at
 from training.base_name import parse_base_name
-from training.config import DreamBoothConfig, LoraConfig, MethodConfig, Optimizer, TargetModules
+from training.config import DreamBoothConfig, LoraConfig, MethodConfig, Optimizer, TargetBlocks, TargetModules
 from training.errors import UserError
 from training.photos import check_photos
 from training.pictures import find_photos
 from training.preparation import class_photos
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS, numbers_per_rank
+from training.targets import numbers_per_rank, text_encoder_targets, unet_targets
 from training.weights import count
 
 BYTES_PER_PIXEL = 1.5
@@ -63,7 +64,7 @@ class BaseSizes:
 
     unet: int
     text_encoder: int
-    unet_per_rank: Mapping[TargetModules, int]
+    unet_per_rank: Mapping[tuple[TargetModules, TargetBlocks], int]
     """Numbers that one LoRA rank adds to the UNet's layers."""
     text_encoder_per_rank: Mapping[TargetModules, int]
     native_size: int
@@ -76,9 +77,14 @@ def sizes_of(configs: Configs) -> BaseSizes:
     return BaseSizes(
         unet=count(unet.values()),
         text_encoder=count(text_encoder.values()),
-        unet_per_rank={name: numbers_per_rank(unet, targets) for name, targets in UNET_TARGETS.items()},
+        unet_per_rank={
+            (modules, blocks): numbers_per_rank(unet, unet_targets(modules, blocks))
+            for modules in get_args(TargetModules)
+            for blocks in get_args(TargetBlocks)
+        },
         text_encoder_per_rank={
-            name: numbers_per_rank(text_encoder, targets) for name, targets in TEXT_ENCODER_TARGETS.items()
+            modules: numbers_per_rank(text_encoder, text_encoder_targets(modules))
+            for modules in get_args(TargetModules)
         },
         native_size=configs.unet.sample_size * 2 ** (len(configs.vae.block_out_channels) - 1),
     )
@@ -352,7 +358,7 @@ def _drawn_at_random(config: SweepConfig) -> SweepConfig:
 def checkpoint_bytes(trial: MethodConfig, sizes: BaseSizes) -> int:
     """Size of one checkpoint's weights in float32."""
     if isinstance(trial, LoraConfig):
-        per_rank = sizes.unet_per_rank[trial.target_modules]
+        per_rank = sizes.unet_per_rank[trial.target_modules, trial.target_blocks]
         if trial.train_text_encoder:
             per_rank += sizes.text_encoder_per_rank[trial.target_modules]
         numbers = trial.rank * per_rank * (2 if trial.adapter == "loha" else 1)  # a LoKr's are fewer

@@ -18,6 +18,7 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 Optimizer = Literal["adamw", "prodigy", "adafactor"]
 Adapter = Literal["lora", "loha", "lokr"]
 TargetModules = Literal["attention", "attention+ff", "all"]
+TargetBlocks = Literal["all", "down", "mid", "up", "down+mid", "down+up", "mid+up"]
 PriorFrom = Literal["class_images", "base_model"]
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -210,6 +211,8 @@ class LoraConfig(TrainConfig):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: TargetModules = Field(default="attention", json_schema_extra=added_in("0.2.0"))
     """Layers of the UNet that have adapters: attention's; its feed-forward layers too; or all, convolutions too."""
+    target_blocks: TargetBlocks = Field(default="all", json_schema_extra=added_in("0.2.0"))
+    """Blocks of the UNet whose layers have adapters, on its way down, in its middle and on its way up."""
     use_rslora: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
     """The update's scale is `lora_alpha / sqrt(rank)`: Kalajdzievski 2023, section 3."""
     use_dora: bool = Field(default=False, json_schema_extra=added_in("0.2.0"))
@@ -283,6 +286,7 @@ PACKS_AGREE_ON = (
     "with_prior_preservation",
     "channels_last",
     "allow_tf32",
+    "target_blocks",
 )
 """What LoRA trainings of one pack have in common: the rows that each has of a pass, its precision, what trains, and how
 the base model lies in memory."""

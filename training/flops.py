@@ -7,7 +7,7 @@ everything else, well under 1 % of them, is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -20,11 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.architecture import TextEncoderConfig, UNetConfig, VaeConfig
 from training.base_model import Configs, configs_of
-from training.config import LoraConfig, TargetModules
+from training.config import LoraConfig
 from training.errors import UserError
 from training.methods import adapter_of
 from training.passes import Pass
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
+from training.targets import Targets, text_encoder_targets, unet_targets
 
 META = torch.device("meta")
 CONTROL_CHANNELS = (16, 32, 96, 256)
@@ -90,7 +90,7 @@ def _forward(asked: Pass, configs: Configs) -> Callable[[], Tensor]:
     with META:
         if asked.part == "text_encoder":
             text_encoder = CLIPTextModel(CLIPTextConfig(**_arguments(configs.text_encoder)))
-            _prepare(text_encoder, asked, TEXT_ENCODER_TARGETS)
+            _prepare(text_encoder, asked, text_encoder_targets(asked.target_modules))
             if asked.gradient_checkpointing:
                 text_encoder.activation_checkpointing_enable()
             return lambda: text_encoder(tokens).last_hidden_state
@@ -107,13 +107,13 @@ def _forward(asked: Pass, configs: Configs) -> Callable[[], Tensor]:
                 unet, conditioning_embedding_out_channels=channels, load_weights_from_unet=False
             )
             return lambda: controlnet(latents, timesteps, conditioning, pixels).mid_block_res_sample
-        _prepare(unet, asked, UNET_TARGETS)
+        _prepare(unet, asked, unet_targets(asked.target_modules, asked.target_blocks))
         if asked.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         return lambda: unet(latents, timesteps, conditioning).sample
 
 
-def _prepare(module: Any, asked: Pass, targets: Mapping[TargetModules, list[str]]) -> None:
+def _prepare(module: Any, asked: Pass, targets: Targets) -> None:
     """What trains and what does not, as `methods.copy_for_training` has it."""
     module.requires_grad_(asked.trains and asked.rank is None)
     if asked.rank is not None:
@@ -126,6 +126,7 @@ def _config_of(asked: Pass, rank: int) -> LoraConfig:
     return LoraConfig(
         rank=rank,
         target_modules=asked.target_modules,
+        target_blocks=asked.target_blocks,
         use_dora=is_dora,
         adapter="lora" if asked.adapter == "dora" else asked.adapter,
     )

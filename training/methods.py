@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from training.config import DreamBoothConfig, LoraConfig, TargetModules, TrainConfig
+from training.config import DreamBoothConfig, LoraConfig, TrainConfig
 from training.layout import LORA_FILE
 from training.stable_diffusion import (
     Part,
@@ -34,7 +34,7 @@ from training.stable_diffusion import (
     place,
     shared_copy,
 )
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS
+from training.targets import Targets, text_encoder_targets, unet_targets
 
 FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of what does not train, by `mixed_precision`."""
@@ -203,8 +203,8 @@ def save_lora(config: LoraConfig, tensors: LoraTensors, folder: Path) -> None:
     """
     _assert_as_configured(config, tensors)
     settings = {
-        "unet": _adapter_settings(config, UNET_TARGETS),
-        "text_encoder": _adapter_settings(config, TEXT_ENCODER_TARGETS),
+        "unet": _adapter_settings(config, _in_unet(config)),
+        "text_encoder": _adapter_settings(config, _in_text_encoder(config)),
     }
     if not _is_upstreams(config):
         _save_adapters(tensors, settings, folder)
@@ -296,9 +296,9 @@ def _load_adapters(config: LoraConfig, pipeline: StableDiffusionPipeline, tensor
 
     It knows no LoHa, and needs names of its own for some of the others.
     """
-    modules = [(pipeline.unet, UNET_TARGETS)]
+    modules = [(pipeline.unet, _in_unet(config))]
     if tensors.text_encoder is not None:
-        modules.append((pipeline.text_encoder, TEXT_ENCODER_TARGETS))
+        modules.append((pipeline.text_encoder, _in_text_encoder(config)))
     for module, targets in modules:
         module.add_adapter(adapter_of(config, targets))
         module.requires_grad_(False)
@@ -322,33 +322,41 @@ def _add_adapters(config: LoraConfig, base_model: str) -> tuple[UNet2DConditionM
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         unet = shared_copy(base.unet)
-        unet.add_adapter(adapter_of(config, UNET_TARGETS))
+        unet.add_adapter(adapter_of(config, _in_unet(config)))
         if not config.train_text_encoder:
             return unet, None
         text_encoder = shared_copy(base.text_encoder)
-        text_encoder.add_adapter(adapter_of(config, TEXT_ENCODER_TARGETS))
+        text_encoder.add_adapter(adapter_of(config, _in_text_encoder(config)))
     return unet, text_encoder
 
 
-def adapter_of(config: LoraConfig, targets: Mapping[TargetModules, list[str]]) -> PeftConfig:
+def _in_unet(config: LoraConfig) -> Targets:
+    return unet_targets(config.target_modules, config.target_blocks)
+
+
+def _in_text_encoder(config: LoraConfig) -> Targets:
+    return text_encoder_targets(config.target_modules)
+
+
+def adapter_of(config: LoraConfig, targets: Targets) -> PeftConfig:
     """Peft's description of the config's adapters in a module with these layers; step 0 is the base model."""
-    layers = targets[config.target_modules]
+    layers: dict[str, Any] = {"target_modules": list(targets.ends), "exclude_modules": targets.excluded}
     if config.adapter == "loha":
-        return LoHaConfig(r=config.rank, alpha=config.alpha, target_modules=layers)
+        return LoHaConfig(r=config.rank, alpha=config.alpha, **layers)
     if config.adapter == "lokr":
-        return LoKrConfig(r=config.rank, alpha=config.alpha, target_modules=layers)
+        return LoKrConfig(r=config.rank, alpha=config.alpha, **layers)
     return PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.lora_dropout,
         init_lora_weights="gaussian",  # A is drawn, B is zero
-        target_modules=layers,
+        **layers,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
 
 
-def _adapter_settings(config: LoraConfig, targets: Mapping[TargetModules, list[str]]) -> dict[str, Any]:
+def _adapter_settings(config: LoraConfig, targets: Targets) -> dict[str, Any]:
     """What peft records of an adapter, the same at every save: a set has no order that lasts."""
     settings: dict[str, Any] = adapter_of(config, targets).to_dict()
     return {**settings, "target_modules": sorted(settings["target_modules"])}

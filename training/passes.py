@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from training.config import TargetModules
+from training.config import TargetBlocks, TargetModules
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
 PassPart = Literal["unet", "vae_encoder", "vae_decoder", "text_encoder", "controlnet"]
@@ -27,5 +27,7 @@ class Pass:
     """Whether the backward pass computes activations anew."""
     target_modules: TargetModules = "attention"
     """Layers that have adapters."""
+    target_blocks: TargetBlocks = "all"
+    """Blocks of the UNet in which they have."""
     adapter: AdapterKind = "lora"
     """What they are."""

@@ -260,7 +260,8 @@ def _adapted(config: MethodConfig | None) -> tuple[Pass, Pass]:
         return unet, text_encoder
     kind: AdapterKind = "dora" if config.use_dora else config.adapter
     layers: dict[str, Any] = {"rank": config.rank, "target_modules": config.target_modules, "adapter": kind}
-    return replace(unet, **layers), replace(text_encoder, **layers) if config.train_text_encoder else text_encoder
+    unet = replace(unet, target_blocks=config.target_blocks, **layers)
+    return unet, replace(text_encoder, **layers) if config.train_text_encoder else text_encoder
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweeps.ledger.folder import RunFolder
 from sweeps.results.work import Account, Work
-from training.config import TargetModules
+from training.config import TargetBlocks, TargetModules
 from training.files import write_json
 from training.passes import AdapterKind, Pass, PassPart
 
@@ -60,6 +60,7 @@ class Cost(_Section):
     trains: bool
     gradient_checkpointing: bool
     target_modules: TargetModules = "attention"
+    target_blocks: TargetBlocks = "all"
     adapter: AdapterKind = "lora"
     flops: int
 

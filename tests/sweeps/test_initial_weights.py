@@ -54,6 +54,10 @@ def test_a_space_that_can_go_on_passes(trained: Path, tiny_base: str, tmp_path: 
         ({"rank": {"choices": [1, 8]}}, r"methods\.lora\.rank: must be 2 or more, got 1"),
         ({"adapter": "loha"}, r"methods\.lora\.adapter: must be lora"),
         ({"use_dora": {"choices": [True, False]}}, r"methods\.lora\.use_dora: must be false"),
+        (
+            {"target_blocks": {"choices": ["all", "mid+up"]}},
+            r"methods\.lora\.target_blocks: must hold unet\.down_blocks\.0\.\S+, which mid\+up does not",
+        ),
     ],
 )
 def test_a_space_with_trials_that_could_not_is_refused(

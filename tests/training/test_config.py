@@ -60,7 +60,7 @@ OURS_ALONE = {
     *("fused_adam", "channels_last", "compile", "held_out_photos"),
     *("noise_offset", "caption_dropout_rate", "shuffle_caption", "keep_tokens", "face_loss_weight"),
     *("stop_text_encoder_training", "optimizer", "prior_from"),
-    *("lora_alpha_ratio", "target_modules", "use_rslora", "use_dora", "adapter"),
+    *("lora_alpha_ratio", "target_modules", "target_blocks", "use_rslora", "use_dora", "adapter"),
 }
 """Fields without a flag upstream; `lora_alpha` defaults to the rank, which is what upstream's LoRA script fixes."""
 

@@ -45,7 +45,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lora adafactor": {"optimizer": "adafactor", "text_encoder_learning_rate": 1e-4, **TEXT},
     "lora stop": {"stop_text_encoder_training": 4, "lora_dropout": 0.3, **TEXT},
     "lora dora": {"use_dora": True, "target_modules": "all", **TEXT},
-    "lora rslora": {"use_rslora": True, "lora_alpha_ratio": 2.0, "target_modules": "attention+ff"},
+    "lora rslora": {
+        "use_rslora": True,
+        "lora_alpha_ratio": 2.0,
+        "target_modules": "attention+ff",
+        "target_blocks": "mid+up",
+    },
     "lora loha": {"adapter": "loha", **TEXT},
     "lora lokr": {"adapter": "lokr"},
     "lora prior of base": {**PRIOR, "prior_from": "base_model", **TEXT},

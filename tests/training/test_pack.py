@@ -29,12 +29,13 @@ from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline, lo
 from training.config import LoraConfig
 from training.dataset import Dataset
 from training.journal import NonFiniteLoss
-from training.methods import UNET_TARGETS, LoraTensors, load_lora
+from training.methods import LoraTensors, load_lora
 from training.pack import Member, start_pack, take_pack_step
 from training.pack_training import PackTraining
 from training.packed_dropout import PackedDropout
 from training.stats import read_stats
 from training.step import TrainingRun, apply_gradients, dropout_at, micro_step_inputs, micro_step_loss, start_run
+from training.targets import unet_targets
 from training.train import TrainingStopped, train
 
 CPU = torch.device("cpu")
@@ -66,8 +67,11 @@ UNLIKE = {
             (5, PLAIN.model_copy(update={"rank": 5, "seed": 7}), {"lora_dropout": 0.5, "gradient_checkpointing": True}),
         )
     ],
+    "some blocks": [
+        PLAIN.model_copy(update={"rank": rank, "seed": rank, "target_blocks": "mid+up"}) for rank in (1, 3)
+    ],
 }
-"""Packs whose runs differ in all that may differ."""
+"""Packs whose runs differ in all that may differ, and one without adapters in some blocks."""
 
 
 def alone(config: LoraConfig, dataset: Dataset, steps: int) -> tuple[TrainingRun, list[float]]:
@@ -393,7 +397,7 @@ class Dispatches(TorchDispatchMode):
 def with_adapter(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
     """Peft's own layers over shared weights."""
     copy = training.stable_diffusion.shared_copy(unet)
-    copy.add_adapter(PeftConfig(r=rank, lora_alpha=rank, target_modules=UNET_TARGETS["attention"]))
+    copy.add_adapter(PeftConfig(r=rank, lora_alpha=rank, target_modules=[*unet_targets("attention").ends]))
     return copy
 
 
