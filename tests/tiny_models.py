@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -14,6 +15,19 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 NATIVE_SIZE = 64
 """Side of the tiny pipeline's pictures in pixels: 8x8 latents, VAE factor 8."""
+
+
+def plain_pipeline(folder: str | Path, **options: Any) -> StableDiffusionPipeline:
+    """Plain diffusers' pipeline of a folder, each weight where memory for it begins, as ours has them.
+
+    safetensors maps a file into memory, and some kernels round by where a weight lies (MKL's with AVX2 alone do): with
+    such a processor two pipelines of equal weights answer differently, and each always the same.
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+    return pipeline
 
 
 def build_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> Path:

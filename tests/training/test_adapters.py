@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,17 +12,18 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.tiny_models import plain_pipeline
 from tests.training.test_train import last
 from training.base_model import STABLE_DIFFUSION_15
 from training.checkpoint import load_pipeline
-from training.config import LoraConfig, TargetModules, is_packable
+from training.config import LoraConfig, TargetBlocks, TargetModules, is_packable
 from training.dataset import Dataset
 from training.flops import measure
 from training.layout import LORA_FILE
 from training.methods import TrainedModules, copy_for_training, load_lora, lora_tensors
 from training.passes import Pass
 from training.step import start_run
-from training.targets import TEXT_ENCODER_TARGETS, UNET_TARGETS, numbers_per_rank
+from training.targets import Targets, numbers_per_rank, text_encoder_targets, unet_targets
 from training.train import train
 
 CPU = torch.device("cpu")
@@ -35,6 +37,13 @@ VARIANTS = {
     "alpha ratio": PLAIN.model_copy(update={"lora_alpha_ratio": 0.5}),
     "loha": PLAIN.model_copy(update={"adapter": "loha", "lora_alpha": 6.0}),
     "lokr": PLAIN.model_copy(update={"adapter": "lokr", "lora_alpha_ratio": 2.0}),
+    "up blocks": PLAIN.model_copy(update={"target_blocks": "up"}),
+    "dora on all of the middle": PLAIN.model_copy(
+        update={"use_dora": True, "target_modules": "all", "target_blocks": "mid"}
+    ),
+    "loha on all on the way": PLAIN.model_copy(
+        update={"adapter": "loha", "target_modules": "all", "target_blocks": "down+up"}
+    ),
     "loha on all": PLAIN.model_copy(update={"adapter": "loha", "target_modules": "all"}),
 }
 LORAS = [name for name, config in VARIANTS.items() if config.adapter == "lora"]
@@ -105,11 +114,16 @@ def test_presets_adapt_as_many_layers_as_upstreams(targets: TargetModules, unet_
         unet = UNet2DConditionModel.from_config(STABLE_DIFFUSION_15.unet.model_dump(exclude_none=True))
         text_encoder = CLIPTextModel(CLIPTextConfig(**STABLE_DIFFUSION_15.text_encoder.model_dump(exclude_none=True)))
 
-    def count(module: nn.Module, ends: list[str]) -> int:
-        return sum(name.endswith(tuple(f".{end}" for end in ends)) for name, _ in module.named_modules())
+    def count(module: nn.Module, of: Targets) -> int:
+        return sum(of.holds(name) for name, _ in module.named_modules())
 
-    assert count(unet, UNET_TARGETS[targets]) == unet_layers
-    assert count(text_encoder, TEXT_ENCODER_TARGETS[targets]) == text_layers
+    assert count(unet, unet_targets(targets)) == unet_layers
+    assert count(text_encoder, text_encoder_targets(targets)) == text_layers
+    parts = [count(unet, unet_targets(targets, block)) for block in ("down", "mid", "up")]
+    pairs = [count(unet, unet_targets(targets, two)) for two in ("down+mid", "down+up", "mid+up")]
+    assert min(parts) > 0
+    assert sum(parts) == unet_layers
+    assert pairs == [unet_layers - part for part in reversed(parts)]
 
 
 @EACH
@@ -117,20 +131,22 @@ def test_adapters_sit_where_the_preset_says(variant: str, tiny_base: str) -> Non
     """In every layer of its names and in no other, and begin as nothing: step 0 is the base model."""
     config = VARIANTS[variant]
     modules = copy_for_training(config, tiny_base, CPU)
-    for module, targets in ((modules.unet, UNET_TARGETS), (modules.text_encoder, TEXT_ENCODER_TARGETS)):
+    of_unet = unet_targets(config.target_modules, config.target_blocks)
+    of_text_encoder = text_encoder_targets(config.target_modules)
+    for module, targets in ((modules.unet, of_unet), (modules.text_encoder, of_text_encoder)):
         assert module is not None
-        ends = tuple(f".{end}" for end in targets[config.target_modules])
         plain = {name.replace(".base_layer", "") for name, _ in module.named_modules()}
-        expected = {name for name in plain if name.endswith(ends)}
+        expected = {name for name in plain if targets.holds(name)}
         assert set(adapted(module)) == expected != set()
         for layer in adapted(module).values():
             assert update_of(layer, layer.base_layer.weight, config).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("targets", UNET_TARGETS)
-def test_a_rank_adds_as_many_numbers_as_counted(targets: TargetModules, tiny_base: str) -> None:
+@pytest.mark.parametrize("blocks", ["all", "up", "down+mid"])
+@pytest.mark.parametrize("targets", get_args(TargetModules))
+def test_a_rank_adds_as_many_numbers_as_counted(targets: TargetModules, blocks: TargetBlocks, tiny_base: str) -> None:
     """By which disk and packs are measured."""
-    config = PLAIN.model_copy(update={"target_modules": targets})
+    config = PLAIN.model_copy(update={"target_modules": targets, "target_blocks": blocks})
     modules = copy_for_training(config, tiny_base, CPU)
     unet, text_encoder = (sum(parameter.numel() for parameter in group) for group in modules.groups())
     shapes = {
@@ -138,7 +154,7 @@ def test_a_rank_adds_as_many_numbers_as_counted(targets: TargetModules, tiny_bas
         for name, parameter in modules.unet.named_parameters()
         if "lora_" not in name
     }
-    assert unet == config.rank * numbers_per_rank(shapes, UNET_TARGETS[targets])
+    assert unet == config.rank * numbers_per_rank(shapes, unet_targets(targets, blocks))
     assert text_encoder > 0
 
 
@@ -150,7 +166,7 @@ def test_a_layer_computes_what_the_paper_says(variant: str, tiny_base: str) -> N
     """Weights with the update written into them answer as the adapted modules do."""
     config = VARIANTS[variant]
     modules = moved(config, tiny_base)
-    plain = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None, dtype=torch.float32)
+    plain = plain_pipeline(tiny_base, safety_checker=None, dtype=torch.float32)
     untouched = outputs(plain)
     for module, own in ((modules.unet, plain.unet), (modules.text_encoder, plain.text_encoder)):
         assert module is not None
@@ -183,7 +199,7 @@ def test_a_trained_adapter_comes_back_from_disk(variant: str, dataset: Dataset, 
     """As tensors to the bit, and as the pipeline that pictures are made with."""
     config = VARIANTS[variant]
     run = start_run(config, dataset, CPU)
-    assert is_packable(config) == (variant in ("rslora", "alpha ratio"))
+    assert is_packable(config) == (variant in ("rslora", "alpha ratio", "up blocks"))
     checkpoint = last(train(config, dataset, [], out_dir=tmp_path, device="cpu"))
     back = copy_for_training(config, dataset.base_model, CPU, checkpoint.dir)
     stored = load_lora(checkpoint.dir)
@@ -220,7 +236,7 @@ def test_a_trained_adapter_comes_back_from_disk(variant: str, dataset: Dataset, 
 def test_plain_diffusers_loads_every_lora(variant: str, dataset: Dataset, tmp_path: Path) -> None:
     """Wherever it sits, its scale and its magnitudes included."""
     checkpoint = last(train(VARIANTS[variant], dataset, [], out_dir=tmp_path, device="cpu"))
-    plain = StableDiffusionPipeline.from_pretrained(dataset.base_model, safety_checker=None, dtype=torch.float32)
+    plain = plain_pipeline(dataset.base_model, safety_checker=None, dtype=torch.float32)
     plain.load_lora_weights(str(checkpoint.dir), weight_name=LORA_FILE)
     ours = load_pipeline(checkpoint, dataset.base_model, device="cpu")
     for module in (plain.unet, plain.text_encoder):
@@ -233,7 +249,7 @@ def test_adapters_of_more_layers_cost_more() -> None:
     """FLOPs are counted with the layers and the kind that a trial has."""
     asked = {
         (targets, kind): Pass("unet", 64, 64, 4, True, target_modules=targets, adapter=kind)
-        for targets in UNET_TARGETS
+        for targets in get_args(TargetModules)
         for kind in ("lora", "dora", "loha", "lokr")
     }
     costs = measure(asked.values(), STABLE_DIFFUSION_15)

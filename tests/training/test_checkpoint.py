@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from tests.tiny_models import plain_pipeline
 from training import checkpoint as checkpoint_module
 from training.checkpoint import (
     Checkpoint,
@@ -33,14 +34,13 @@ from training.checkpoint import (
 from training.config import DreamBoothConfig, LoraConfig
 from training.methods import (
     LORA_FILE,
-    TEXT_ENCODER_TARGETS,
-    UNET_TARGETS,
     LoraTensors,
     TrainedModules,
     copy_for_training,
     load_lora,
     lora_tensors,
 )
+from training.targets import text_encoder_targets, unet_targets
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=3, lora_alpha=7.5, train_text_encoder=True)
@@ -108,7 +108,7 @@ def test_plain_diffusers_loads_a_lora_without_a_difference(config: LoraConfig, t
     """`load_lora_weights` gives the outputs of the modules in memory: difference 0, alpha and text encoder included."""
     modules = trained(config, tiny_base)
     checkpoint = save_checkpoint(tmp_path, config, modules, 10, tiny_base, STATE)
-    plain = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    plain = plain_pipeline(tiny_base, safety_checker=None)
     untouched = unet_output(plain.unet)
     plain.load_lora_weights(str(checkpoint.dir))
     ours = load_pipeline(checkpoint, tiny_base, device="cpu")
@@ -168,13 +168,15 @@ def test_a_lora_saved_from_bare_tensors_loads_to_what_they_say(
     """Without a peft module: plain diffusers and `load_pipeline` give equal outputs, those of W + alpha/rank * B A."""
     merged = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
     generator = torch.Generator().manual_seed(2)
-    unet = bare_tensors(merged.unet, UNET_TARGETS["attention"], config.rank, generator)
+    unet = bare_tensors(merged.unet, [*unet_targets("attention").ends], config.rank, generator)
     text_encoder = None
     if config.train_text_encoder:
-        text_encoder = bare_tensors(merged.text_encoder, TEXT_ENCODER_TARGETS["attention"], config.rank, generator)
+        text_encoder = bare_tensors(
+            merged.text_encoder, [*text_encoder_targets("attention").ends], config.rank, generator
+        )
     checkpoint = save_checkpoint(tmp_path, config, LoraTensors(unet, text_encoder), 10, tiny_base, STATE)
 
-    plain = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    plain = plain_pipeline(tiny_base, safety_checker=None)
     untouched = unet_output(plain.unet)
     plain.load_lora_weights(str(checkpoint.dir))
     ours = load_pipeline(checkpoint, tiny_base, device="cpu")
@@ -234,7 +236,7 @@ def test_plain_diffusers_loads_a_dreambooth_checkpoint(tiny_base: str, tmp_path:
 
 def test_no_checkpoint_is_the_base_itself(tiny_base: str) -> None:
     """`load_pipeline(None, ...)` gives the base model's own outputs, in modules of its own."""
-    plain = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    plain = plain_pipeline(tiny_base, safety_checker=None)
     first, second = (load_pipeline(None, tiny_base, device="cpu") for _ in range(2))
     torch.testing.assert_close(unet_output(first.unet), unet_output(plain.unet))
     assert first.unet is not second.unet
