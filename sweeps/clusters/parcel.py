@@ -27,6 +27,7 @@ from training.captions import caption_files
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
+from training.lora_names import files_of_lora
 from training.names import listed, shown
 from training.pictures import find_photos
 
@@ -78,8 +79,7 @@ def pack_sweep(config: SweepConfig, sweep_dir: Path, out: str, into: Path) -> Pa
         update={
             "subject": _pack_subject(config.subject, into),
             "base_model": models.place("base_model", config.base_model),
-            "initial_weights": config.initial_weights
-            and Path(models.place("initial_weights", str(config.initial_weights))),
+            "initial_weights": _pack_initial_weights(config.initial_weights, into),
             "evaluation": _pack_evaluation(config.evaluation, models, into),
             "render": _pack_render(config.render, models, into),
             "search": _pack_search(config.search, into),
@@ -180,6 +180,16 @@ def _files_of(path: Path) -> dict[str, Path]:
         return {"": path}
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     return {within: file for within, file in files.items() if not is_hidden(within)}  # a clone's .git
+
+
+def _pack_initial_weights(source: Path | None, into: Path) -> Path | None:
+    """All that says what the LoRA is. The driver alone reads it, and keeps it in the run folder."""
+    if source is None:
+        return None
+    file, *config = files_of_lora(source)
+    for each in (file, *config):
+        _copy(each, into / "initial_weights" / each.name)
+    return Path("initial_weights") / file.name
 
 
 # --- pictures
