@@ -113,10 +113,20 @@ def test_a_base_model_may_lie_on_the_cluster_alone(pack: Pack) -> None:
     assert any("base_model /mnt/models/sd15" in remark for remark in packed.remarks)
 
 
-def test_a_missing_model_of_ones_own_is_refused(pack: Pack) -> None:
+def test_a_lora_to_go_on_from_may_lie_on_the_cluster_alone(pack: Pack) -> None:
+    """As a base model may; here trials are held against no file."""
+    there, packed = pack(initial_weights="/mnt/loras/ada.safetensors")
+    assert there.initial_weights == Path("/mnt/loras/ada.safetensors")
+    assert any("initial_weights /mnt/loras/ada.safetensors" in remark for remark in packed.remarks)
+
+
+@pytest.mark.parametrize(
+    ("key", "path"), [("base_model", "./models/sd15"), ("initial_weights", "start/ada.safetensors")]
+)
+def test_a_missing_model_of_ones_own_is_refused(pack: Pack, key: str, path: str) -> None:
     """A path below the sweep file's folder is this machine's, and must be there."""
-    with pytest.raises(UserError, match="base_model"):
-        pack(base_model="./models/sd15")
+    with pytest.raises(UserError, match=key):
+        pack(**{key: path})
 
 
 def test_photos_must_be_here(pack: Pack, desk: Path, tiny_mapping: dict[str, Any]) -> None:
