@@ -288,22 +288,33 @@ PACKS_AGREE_ON = (
 the base model lies in memory."""
 
 
-def is_packable(config: MethodConfig) -> bool:
-    """May a training share its passes with others?
+def draws_in_packs(config: MethodConfig) -> bool:
+    """May the pictures of a training's checkpoints be made in one pass with others'?
 
-    8-bit AdamW's blocks of weights would be other ones in a pack, and of what Prodigy and Adafactor take the norm. A
-    pass would be compiled anew whenever a training comes or goes. A text encoder that stops and a base model that is
-    asked for its own answers are no matter of all rows. The layers of a pack are linear, and their adapters plain.
+    It is a matter of what the checkpoint is, and not of how it was trained: the layers of a pack are linear, and their
+    adapters plain.
     """
     return (
         isinstance(config, LoraConfig)
+        and config.adapter == "lora"
+        and config.target_modules == "attention"
+        and not config.use_dora
+    )
+
+
+def is_packable(config: MethodConfig) -> bool:
+    """May a training share its passes with others? Then so may its pictures.
+
+    8-bit AdamW's blocks of weights would be other ones in a pack, and of what Prodigy and Adafactor take the norm. A
+    pass would be compiled anew whenever a training comes or goes. A text encoder that stops and a base model that is
+    asked for its own answers are no matter of all rows.
+    """
+    return (
+        draws_in_packs(config)
         and config.optimizer == "adamw"
         and not (config.use_8bit_adam or config.compile)
         and (config.stop_text_encoder_training is None or not config.train_text_encoder)
         and (config.prior_from == "class_images" or not config.with_prior_preservation)
-        and config.adapter == "lora"
-        and config.target_modules == "attention"
-        and not config.use_dora
     )
 
 

@@ -15,7 +15,7 @@ from sweeps.ledger.folder import LedgerName, RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.leaderboard import Row
-from training.config import is_packable
+from training.config import draws_in_packs
 
 
 class Wanted(NamedTuple):
@@ -43,7 +43,7 @@ class FullScores:
 def batches_of(rows: Iterable[Row], folder: RunFolder, num_processes: int, pack_size: int) -> list[list[Wanted]]:
     """The checkpoints of each process: a trial's in one, since it writes the trial's record.
 
-    LoRAs that train the same modules have their pictures made together.
+    LoRAs that train the same modules have their pictures made together, however they were trained.
 
     Args:
         rows: to be scored in full.
@@ -60,12 +60,12 @@ def batches_of(rows: Iterable[Row], folder: RunFolder, num_processes: int, pack_
     open_batches: dict[bool, list[Wanted]] = {}
     for trial, wanted in of_trials.items():
         config = record_of(folder, trial).method_config
-        batch = open_batches.get(config.train_text_encoder) if is_packable(config) else None
+        batch = open_batches.get(config.train_text_encoder) if draws_in_packs(config) else None
         if batch is not None and len(batch) + len(wanted) <= size:
             batch.extend(wanted)
             continue
         batches.append(wanted)
-        if is_packable(config):
+        if draws_in_packs(config):
             open_batches[config.train_text_encoder] = wanted
     return batches
 
