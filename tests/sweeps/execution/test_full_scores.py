@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import sweeps.execution.score_in_full
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
@@ -33,7 +35,7 @@ COMMON: dict[str, Any] = {"max_train_steps": 4, "train_batch_size": 1}
 CONFIGS: list[MethodConfig] = [
     LoraConfig(rank=1, learning_rate=1e-3, **COMMON),
     LoraConfig(rank=2, learning_rate=1e-3, **COMMON),
-    LoraConfig(rank=2, learning_rate=1e-3, optimizer="adafactor", **COMMON),
+    LoraConfig(rank=2, learning_rate=0.1, optimizer="adafactor", **COMMON),
     DreamBoothConfig(learning_rate=1e-5, **COMMON),
 ]
 NAMES = [trial_id(config) for config in CONFIGS]
@@ -104,6 +106,14 @@ def test_a_first_look_and_the_rest_are_a_full_score(
             assert [image.file for image in mine.image_scores] == [image.file for image in other.image_scores]
             assert mine.face_similarity == pytest.approx(other.face_similarity, abs=0.01)
             assert mine.prompt_alignment == pytest.approx(other.prompt_alignment, abs=0.01)
+            drawn, alone = (pictures(run, name, mine.step) for run in (screened, scored["whole"]))
+            assert np.abs(drawn - alone).max() <= 1, "levels of 255"
+
+
+def pictures(folder: RunFolder, trial: str, step: int) -> np.ndarray:
+    """All of a checkpoint's, in the order of their names."""
+    files = sorted(folder.images_dir(trial, step).glob("*.png"))
+    return np.stack([np.asarray(Image.open(file), dtype=int) for file in files])
 
 
 def test_a_batch_that_was_cut_off_goes_on(screened: RunFolder) -> None:
