@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -149,3 +150,13 @@ def test_a_file_of_peft_s_without_its_config_is_refused(peft_file: Path, tiny_ba
     peft_file.with_name(PEFT_CONFIG).unlink()
     with pytest.raises(UserError, match=r"initial_weights: LoRA: .*need that file beside it"):
         check_initial_weights(config)
+
+
+def test_a_file_by_numbers_is_held_against_the_space_too(tiny_base: str, tmp_path: Path) -> None:
+    """Its layers are those that its metadata count (cloneofsimo's, the first files of all)."""
+    tensors = {"unet:0:down": torch.ones(4, 16), "unet:0:up": torch.ones(16, 4)}
+    save_file(tensors, tmp_path / "a.safetensors", {"unet": '["CrossAttention", "Attention", "GEGLU"]'})
+    config = sweep(tmp_path, tmp_path / "a.safetensors", tiny_base, rank=4)
+    check_initial_weights(config)
+    with pytest.raises(UserError, match=r"methods\.lora\.rank: must be 4 or more, got 2"):
+        check_initial_weights(sweep(tmp_path, tmp_path / "a.safetensors", tiny_base))
