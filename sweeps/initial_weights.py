@@ -14,7 +14,7 @@ from sweeps.wording import public_name
 from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.config import LoraConfig
 from training.errors import UserError
-from training.lora_names import BaseLayers, find_lora_file, look_at_lora
+from training.lora_names import BaseLayers, files_of_lora, look_at_lora
 from training.targets import text_encoder_targets, unet_targets
 from training.weights import read_weights
 
@@ -38,10 +38,11 @@ def check_initial_weights(config: SweepConfig) -> None:
 def _check(config: SweepConfig) -> None:
     assert config.initial_weights is not None
     space = config.methods["lora"]
-    file = find_lora_file(config.initial_weights)
+    file, *_ = files_of_lora(config.initial_weights)
     layers = BaseLayers.of(configs_of(config.base) or STABLE_DIFFUSION_15)
-    entries = look_at_lora(file, layers, public_name(config.base_model), {})
-    shapes = read_weights(file).shapes
+    weights = read_weights(file)
+    entries = look_at_lora(file, layers, public_name(config.base_model), weights.metadata)
+    shapes = weights.shapes
     rank = max(shapes[name][0] for name, (_, role) in entries.items() if role == "down")
     if any(role == "magnitude" for _, role in entries.values()):
         raise UserError(f"must be a LoRA without magnitudes, {file.name} is a DoRA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -168,10 +170,25 @@ def build_controlnet(folder: str | Path, base: str | Path, seed: int = 0) -> Pat
     return Path(folder)
 
 
+def build_peft_lora(folder: Path, base: str, lora_alpha: float = 6) -> Path:
+    """Save a LoRA of rank 2 as peft does, with its alpha in the config beside it alone; returns the file."""
+    from training.config import LoraConfig
+    from training.lora_names import PEFT_CONFIG, PEFT_FILE
+    from training.methods import first_lora
+
+    folder.mkdir(parents=True)
+    lora = first_lora(LoraConfig(rank=2), base).unet
+    save_file(
+        {f"base_model.model.{name}": tensor if "lora_A" in name else tensor + 0.5 for name, tensor in lora.items()},
+        folder / PEFT_FILE,
+    )
+    (folder / PEFT_CONFIG).write_text(json.dumps({"r": 2, "lora_alpha": lora_alpha}))
+    return folder / PEFT_FILE
+
+
 def build_face_weights(path: str | Path, width: int = 128, seed: int = 0) -> Path:
     """Save random weights of InceptionResnetV1 with a head of `width`, in half precision (46 MB); returns `path`."""
     from facenet_pytorch import InceptionResnetV1
-    from safetensors.torch import save_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -292,22 +292,33 @@ PACKS_AGREE_ON = (
 the base model lies in memory."""
 
 
+def packed_layers(config: MethodConfig) -> tuple[bool, TargetBlocks] | None:
+    """Where a pack has a training's adapters: in the text encoder too or not, and in which blocks of the UNet.
+
+    Pictures of checkpoints that have them in the same layers may be made in one pass; None: not in one with others. It
+    is a matter of what the checkpoint is, and not of how it was trained: the layers of a pack are linear, and their
+    adapters plain.
+    """
+    if not isinstance(config, LoraConfig) or config.adapter != "lora" or config.use_dora:
+        return None
+    if config.target_modules != "attention":
+        return None
+    return config.train_text_encoder, config.target_blocks
+
+
 def is_packable(config: MethodConfig) -> bool:
-    """May a training share its passes with others?
+    """May a training share its passes with others? Then so may its pictures.
 
     8-bit AdamW's blocks of weights would be other ones in a pack, and of what Prodigy and Adafactor take the norm. A
     pass would be compiled anew whenever a training comes or goes. A text encoder that stops and a base model that is
-    asked for its own answers are no matter of all rows. The layers of a pack are linear, and their adapters plain.
+    asked for its own answers are no matter of all rows.
     """
     return (
-        isinstance(config, LoraConfig)
+        packed_layers(config) is not None
         and config.optimizer == "adamw"
         and not (config.use_8bit_adam or config.compile)
         and (config.stop_text_encoder_training is None or not config.train_text_encoder)
         and (config.prior_from == "class_images" or not config.with_prior_preservation)
-        and config.adapter == "lora"
-        and config.target_modules == "attention"
-        and not config.use_dora
     )
 
 

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from training.base_model import STABLE_DIFFUSION_15, configs_of
 from training.errors import UserError
 from training.lora_names import (
-    PEFT_CONFIG,
-    PEFT_FILE,
+    ADAPTER_SETTINGS,
     TEXT_MODEL,
     BaseLayers,
     LayerName,
@@ -36,14 +35,13 @@ from training.lora_names import (
     Role,
     find_lora_file,
     look_at_lora,
+    peft_config_of,
 )
 from training.methods import LoraTensors
 from training.names import shown
 from training.stable_diffusion import base_pipeline
 from training.weights import read_json
 
-ADAPTER_SETTINGS = "lora_adapter_metadata"
-"""Where diffusers writes rank and alpha, as JSON with `unet.` and `text_encoder.` before peft's own names."""
 BASE_MODEL_KEYS = ("ss_sd_model_name", "modelspec.architecture", "ss_base_model_version")
 ADAPTER = "default"
 MAX_ALPHA = 1e30
@@ -273,15 +271,8 @@ def _alphas(
             if of_part:
                 found |= _alphas_by_settings(file, of_part, of_layers)
         return found
-    if file.name == PEFT_FILE or any(name.startswith("base_model.model.") for name in entries):
-        config_file = file.with_name(PEFT_CONFIG)
-        if not config_file.is_file():
-            raise UserError(
-                f"LoRA: {shown(file)} is a file of peft's, whose alpha stands in {PEFT_CONFIG}; need that file "
-                "beside it"
-            )
-        return _alphas_by_settings(config_file, read_json(config_file), ranks)
-    return {}
+    config = peft_config_of(file, entries, metadata)
+    return {} if config is None else _alphas_by_settings(config, read_json(config), ranks)
 
 
 def _parsed(file: Path, text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ its parts, so that a name with no layer is found and not passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,8 @@ Role = Literal["down", "up", "alpha", "magnitude"]
 
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+ADAPTER_SETTINGS = "lora_adapter_metadata"
+"""Where diffusers writes rank and alpha, as JSON with `unet.` and `text_encoder.` before peft's own names."""
 TEXT_MODEL = "text_model."
 
 OTHER_KINDS: tuple[tuple[str, str], ...] = (
@@ -184,6 +186,45 @@ def find_lora_file(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"LoRA: no such file: {shown(path)}")
     return path
+
+
+def files_of_lora(path: Path) -> tuple[Path, ...]:
+    """All that says what a LoRA is: its file, or the one of a folder, and peft's config where that has its alphas.
+
+    Raises:
+        UserError: as `find_lora_file`, the file is not whole, or `peft_config_of`.
+    """
+    file = find_lora_file(path)
+    try:
+        weights = read_weights(file)
+    except UserError as error:
+        raise UserError(f"LoRA: {error}") from None
+    config = peft_config_of(file, weights.tensors, weights.metadata)
+    return (file,) if config is None else (file, config)
+
+
+def peft_config_of(file: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Path | None:
+    """The config of peft's that has the alphas of a LoRA file; None where the file itself has all that there are.
+
+    Args:
+        file: the LoRA's.
+        names: of its tensors.
+        metadata: its own.
+
+    Raises:
+        UserError: it does not lie beside the file.
+    """
+    names = list(names)
+    if ADAPTER_SETTINGS in metadata or any(name.endswith(".alpha") for name in names):
+        return None
+    if file.name != PEFT_FILE and not any(name.startswith("base_model.model.") for name in names):
+        return None
+    config = file.with_name(PEFT_CONFIG)
+    if not config.is_file():
+        raise UserError(
+            f"LoRA: {shown(file)} is a file of peft's, whose alpha stands in {PEFT_CONFIG}; need that file beside it"
+        )
+    return config
 
 
 def is_lora(weights: Weights) -> bool:

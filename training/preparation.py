@@ -19,7 +19,7 @@ from training.captions import caption_of
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of, write_json
-from training.lora_names import PEFT_CONFIG, find_lora_file
+from training.lora_names import files_of_lora
 from training.names import name_text, shown
 from training.photos import check_photos, crop_square, face_in_square, num_repeats, prepared_record, record_digest
 from training.pictures import Box, find_photos, pixel_digest, read_picture
@@ -100,18 +100,17 @@ def class_photos(subject: SubjectConfig) -> list[Path]:
 
 
 def keep_initial_weights(source: Path, out_dir: str | Path) -> None:
-    """Copy a LoRA file, with the settings that peft has beside it, to where trainings look for it.
+    """Copy a LoRA file, with peft's config where that has its alphas, to where trainings look for it.
 
     Raises:
-        UserError: there is no LoRA file.
+        UserError: from `files_of_lora`.
     """
-    file = find_lora_file(source)
+    files = files_of_lora(source)
     folder = Path(out_dir) / INITIAL_WEIGHTS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for each in (file, file.with_name(PEFT_CONFIG)):
-        if each.is_file():
-            shutil.copyfile(each, folder / each.name)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def prepare_unseen(

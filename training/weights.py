@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Weights:
     tensors: Mapping[str, Tensor]
     variant: str | None = None
     """What diffusers and transformers call it: `fp16` in `model.fp16.safetensors`; None for the plain name."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a single file says of itself."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -105,8 +107,8 @@ def read_weights(file: Path) -> Weights:
     needed = LENGTH_BYTES + header_bytes + max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if size < needed:
         raise UserError(f"{file} is cut short: {size:,} of {needed:,} bytes are there; copy or download it again")
-    _check_with_library(file)
-    return Weights((file,), {name: Tensor(entry.dtype, entry.shape) for name, entry in entries.items()})
+    tensors = {name: Tensor(entry.dtype, entry.shape) for name, entry in entries.items()}
+    return Weights((file,), tensors, metadata=_metadata_by_library(file))
 
 
 def folder_weights(folder: Path, stem: str) -> Weights:
@@ -221,11 +223,11 @@ def _entries(file: Path, header: bytes) -> dict[str, _Entry]:
     return entries
 
 
-def _check_with_library(file: Path) -> None:
-    """The loader's own word on sizes, offsets and types."""
+def _metadata_by_library(file: Path) -> dict[str, str]:
+    """With the loader's own word on sizes, offsets and types."""
     try:
-        with safe_open(str(file), framework="numpy"):
-            pass
+        with safe_open(str(file), framework="numpy") as stored:
+            return dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is not a whole safetensors file: {error}") from None
 

@@ -27,6 +27,7 @@ from training.captions import caption_files
 from training.config import SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
+from training.lora_names import files_of_lora
 from training.names import listed, shown
 from training.pictures import find_photos
 
@@ -79,7 +80,8 @@ def pack_sweep(config: SweepConfig, sweep_dir: Path, out: str, into: Path) -> Pa
             "subject": _pack_subject(config.subject, into),
             "base_model": models.place("base_model", config.base_model),
             "initial_weights": config.initial_weights
-            and Path(models.place("initial_weights", str(config.initial_weights))),
+            if "initial_weights" in elsewhere
+            else _pack_initial_weights(config.initial_weights, into),
             "evaluation": _pack_evaluation(config.evaluation, models, into),
             "render": _pack_render(config.render, models, into),
             "search": _pack_search(config.search, into),
@@ -114,19 +116,22 @@ def _sweep_id(config: SweepConfig) -> str:
 
 
 def models_elsewhere(config: SweepConfig, sweep_dir: Path) -> dict[str, str]:
-    """Models that only the cluster can have: their place in the sweep file and absolute path.
+    """Models that only the cluster can have, a LoRA to go on from too: their place in the sweep file and absolute path.
 
     What would lie below the sweep file's own folder is this machine's, and missing.
     """
+    named = named_models(config)
+    if config.initial_weights is not None:
+        named["initial_weights"] = str(config.initial_weights)
     return {
         place: path
-        for place, path in named_models(config).items()
+        for place, path in named.items()
         if Path(path).is_absolute() and not Path(path).exists() and not Path(path).is_relative_to(sweep_dir.resolve())
     }
 
 
 def _with_stand_ins(config: SweepConfig, elsewhere: Mapping[str, str]) -> SweepConfig:
-    """The sweep with models that anybody has in the place of those that cannot be looked at."""
+    """The sweep with models that anybody has, or none, in the place of those that cannot be looked at."""
     evaluation, render = config.evaluation, config.render
     if "evaluation.face.encoder" in elsewhere:
         face = evaluation.face.model_copy(update={"encoder": FaceConfig().encoder})
@@ -136,7 +141,9 @@ def _with_stand_ins(config: SweepConfig, elsewhere: Mapping[str, str]) -> SweepC
     if render is not None and "render.controlnet" in elsewhere:
         render = render.model_copy(update={"controlnet": RenderConfig().controlnet})
     base_model = _STAND_IN_BASE if "base_model" in elsewhere else config.base_model
-    return config.model_copy(update={"evaluation": evaluation, "render": render, "base_model": base_model})
+    initial_weights = None if "initial_weights" in elsewhere else config.initial_weights
+    models = {"base_model": base_model, "initial_weights": initial_weights}
+    return config.model_copy(update={"evaluation": evaluation, "render": render, **models})
 
 
 class _Models:
@@ -180,6 +187,16 @@ def _files_of(path: Path) -> dict[str, Path]:
         return {"": path}
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     return {within: file for within, file in files.items() if not is_hidden(within)}  # a clone's .git
+
+
+def _pack_initial_weights(source: Path | None, into: Path) -> Path | None:
+    """All that says what the LoRA is. The driver alone reads it, and keeps it in the run folder."""
+    if source is None:
+        return None
+    file, *config = files_of_lora(source)
+    for each in (file, *config):
+        _copy(each, into / "initial_weights" / each.name)
+    return Path("initial_weights") / file.name
 
 
 # --- pictures

@@ -15,7 +15,7 @@ from sweeps.ledger.folder import LedgerName, RunFolder
 from sweeps.ledger.mirror import open_run
 from sweeps.ledger.records import TrialRecord
 from sweeps.results.leaderboard import Row
-from training.config import is_packable
+from training.config import TargetBlocks, packed_layers
 
 
 class Wanted(NamedTuple):
@@ -43,7 +43,7 @@ class FullScores:
 def batches_of(rows: Iterable[Row], folder: RunFolder, num_processes: int, pack_size: int) -> list[list[Wanted]]:
     """The checkpoints of each process: a trial's in one, since it writes the trial's record.
 
-    LoRAs that train the same modules have their pictures made together.
+    LoRAs with adapters in the same layers have their pictures made together, however they were trained.
 
     Args:
         rows: to be scored in full.
@@ -57,16 +57,16 @@ def batches_of(rows: Iterable[Row], folder: RunFolder, num_processes: int, pack_
     num_rows = sum(map(len, of_trials.values()))
     size = min(pack_size, max(1, -(-num_rows // num_processes)))
     batches: list[list[Wanted]] = []
-    open_batches: dict[bool, list[Wanted]] = {}
+    open_batches: dict[tuple[bool, TargetBlocks], list[Wanted]] = {}
     for trial, wanted in of_trials.items():
-        config = record_of(folder, trial).method_config
-        batch = open_batches.get(config.train_text_encoder) if is_packable(config) else None
+        layers = packed_layers(record_of(folder, trial).method_config)
+        batch = None if layers is None else open_batches.get(layers)
         if batch is not None and len(batch) + len(wanted) <= size:
             batch.extend(wanted)
             continue
         batches.append(wanted)
-        if is_packable(config):
-            open_batches[config.train_text_encoder] = wanted
+        if layers is not None:
+            open_batches[layers] = wanted
     return batches
 
 

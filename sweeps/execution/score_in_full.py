@@ -16,7 +16,7 @@ from sweeps.ledger.folder import RunFolder
 from sweeps.ledger.records import ScoredCheckpoint
 from sweeps.wording import failure_text
 from training.checkpoint import checkpoint_dir, open_checkpoint
-from training.config import is_packable
+from training.config import packed_layers
 from training.errors import DivergedError
 from training.layout import STATE_FILE
 
@@ -86,7 +86,7 @@ def _make_missing_pictures(
 
 
 def _make_pictures(scoring: Scoring, folder: RunFolder, points: Sequence[Point], device: str) -> dict[Point, Exception]:
-    if all(is_packable(checkpoint.config) for _, checkpoint in points):
+    if all(packed_layers(checkpoint.config) is not None for _, checkpoint in points):
         return make_packed_pictures(scoring, folder, points, device)
     failed: dict[Point, Exception] = {}
     for trial, checkpoint in points:

@@ -20,7 +20,7 @@ from training.captions import read_caption
 from training.config import LoraConfig, MethodConfig, SubjectConfig
 from training.errors import UserError
 from training.files import sha256_of
-from training.lora_names import find_lora_file
+from training.lora_names import files_of_lora
 from training.pictures import find_photos
 
 NEUTRAL_EVALUATION_KEYS = frozenset(
@@ -92,17 +92,19 @@ def claim_subject(folder: RunFolder, subject: SubjectConfig, references: Path | 
 
 
 def claim_initial_weights(folder: RunFolder, file: Path | None) -> None:
-    """Say what the run's LoRA trials start from: a file's content, or nothing.
+    """Say what the run's LoRA trials start from: by content a file and the config that has its alphas, or nothing.
 
     Raises:
-        UserError: the folder holds a run that started from something else; or there is no such file.
+        UserError: the folder holds a run that started from something else; or from `files_of_lora`.
     """
     if file is None and "initial_weights" not in folder.identity():
         return  # as every run did before there was the key
-    digest = "none" if file is None else sha256_of(find_lora_file(file))
+    weights, *config = ["none"] if file is None else [sha256_of(each) for each in files_of_lora(file)]
     has_begun = "initial_weights" not in folder.identity() and folder.base() is not None
-    folder.claim("initial_weights", "none" if has_begun else digest)
-    folder.claim("initial_weights", digest)
+    folder.claim("initial_weights", "none" if has_begun else weights)
+    folder.claim("initial_weights", weights)
+    if config:  # a part of its own, so that runs that claimed weights alone go on
+        folder.claim("adapter_config_of_initial_weights", config[0])
 
 
 def _refuse_another_guess(folder: RunFolder, subject: SubjectConfig, rare_token: str) -> None:

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny_models import build_peft_lora
 from tests.training.test_adapters import outputs
 from tests.training.test_train import assert_same, last, weights
 from training.checkpoint import Checkpoint, latest_checkpoint, load_pipeline
 from training.config import LoraConfig
 from training.dataset import Dataset
 from training.layout import LORA_FILE
+from training.lora_file import read_lora_file
 from training.pack_training import PackTraining
-from training.preparation import keep_initial_weights
+from training.preparation import INITIAL_WEIGHTS, keep_initial_weights
 from training.step import start_run
 from training.train import train
 
@@ -39,6 +41,14 @@ def going_on(dataset: Dataset, trained: Checkpoint, tmp_path: Path) -> Dataset:
     folder = shutil.copytree(dataset.dir, tmp_path / "dataset")
     keep_initial_weights(trained.dir / LORA_FILE, folder)
     return replace(dataset, dir=folder)
+
+
+def test_a_file_of_peft_s_is_kept_with_its_config(dataset: Dataset, tmp_path: Path) -> None:
+    """Which has its alpha: where trainings look for it, it is read to the same LoRA."""
+    file = build_peft_lora(tmp_path / "peft", dataset.base_model, lora_alpha=5)
+    keep_initial_weights(file, tmp_path)
+    kept = read_lora_file(tmp_path / INITIAL_WEIGHTS, dataset.base_model)
+    assert (kept.ranks, kept.alphas) == ((2,), (5.0,))
 
 
 def unet_output(run: Any) -> Tensor:

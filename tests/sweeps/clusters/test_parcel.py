@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from sweeps.clusters import parcel
@@ -19,13 +20,17 @@ from sweeps.clusters.parcel import GPS_TAG, Parcel, pack_sweep
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.execution.gauges import sweep_id
 from sweeps.ledger.folder import RunFolder
-from sweeps.ledger.identity import claim_subject, evaluation_key, photos_key
+from sweeps.ledger.identity import claim_initial_weights, claim_subject, evaluation_key, photos_key
 from sweeps.search.starts import starts_of
 from tests.sweeps.fake_run import build_run
 from tests.sweeps.tiny_sweep import write_sweep
+from tests.tiny_models import build_peft_lora
 from training.errors import UserError
+from training.lora_file import read_lora_file
+from training.lora_names import PEFT_CONFIG, PEFT_FILE
 
 OUT = "/mnt/dreamsweep/runs"
+LORA_ALONE = {"lora": {"rank": 2, "max_train_steps": 4}}
 Pack = Callable[..., tuple[SweepConfig, Parcel]]
 
 
@@ -108,10 +113,20 @@ def test_a_base_model_may_lie_on_the_cluster_alone(pack: Pack) -> None:
     assert any("base_model /mnt/models/sd15" in remark for remark in packed.remarks)
 
 
-def test_a_missing_model_of_ones_own_is_refused(pack: Pack) -> None:
+def test_a_lora_to_go_on_from_may_lie_on_the_cluster_alone(pack: Pack) -> None:
+    """As a base model may; here trials are held against no file."""
+    there, packed = pack(initial_weights="/mnt/loras/ada.safetensors")
+    assert there.initial_weights == Path("/mnt/loras/ada.safetensors")
+    assert any("initial_weights /mnt/loras/ada.safetensors" in remark for remark in packed.remarks)
+
+
+@pytest.mark.parametrize(
+    ("key", "path"), [("base_model", "./models/sd15"), ("initial_weights", "start/ada.safetensors")]
+)
+def test_a_missing_model_of_ones_own_is_refused(pack: Pack, key: str, path: str) -> None:
     """A path below the sweep file's folder is this machine's, and must be there."""
-    with pytest.raises(UserError, match="base_model"):
-        pack(base_model="./models/sd15")
+    with pytest.raises(UserError, match=key):
+        pack(**{key: path})
 
 
 def test_photos_must_be_here(pack: Pack, desk: Path, tiny_mapping: dict[str, Any]) -> None:
@@ -143,6 +158,28 @@ def test_references_and_controls_are_sent(
     assert all(reference.is_file() for reference in there.render.references)
     assert there.evaluation.face.references is not None
     assert len(list(there.evaluation.face.references.glob("*.*"))) == 7
+
+
+def test_a_lora_to_go_on_from_is_sent_with_all_that_says_what_it_is(
+    pack: Pack, desk: Path, tmp_path: Path, tiny_base: str
+) -> None:
+    """Of a file of peft's the config too, which has its alphas: unpacked, it is read to the same LoRA."""
+    file = build_peft_lora(desk / "start", tiny_base)
+    (desk / "start" / "notes.json").write_text("my own business")
+    there, _ = pack(initial_weights="start/adapter_model.safetensors", methods=LORA_ALONE)
+    assert there.initial_weights is not None
+    assert there.initial_weights.is_relative_to(tmp_path / "parcel")
+    assert {each.name for each in there.initial_weights.parent.iterdir()} == {PEFT_FILE, PEFT_CONFIG}
+    claims = []
+    for name, start in (("here", file), ("there", there.initial_weights)):
+        folder = RunFolder(tmp_path / name)
+        claim_initial_weights(folder, start)
+        claims.append(folder.identity())
+    assert claims[0] == claims[1]
+    here, sent = read_lora_file(file, tiny_base), read_lora_file(there.initial_weights, tiny_base)
+    assert sent.unet.keys() == here.unet.keys()
+    for path, layer in here.unet.items():
+        assert torch.equal(sent.unet[path].delta(), layer.delta())
 
 
 def test_a_run_to_start_from_is_sent_without_its_pictures(pack: Pack, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import sweeps.execution.score_in_full
 from sweeps.config import SweepConfig, load_sweep, resolved_yaml
@@ -33,6 +35,7 @@ COMMON: dict[str, Any] = {"max_train_steps": 4, "train_batch_size": 1}
 CONFIGS: list[MethodConfig] = [
     LoraConfig(rank=1, learning_rate=1e-3, **COMMON),
     LoraConfig(rank=2, learning_rate=1e-3, **COMMON),
+    LoraConfig(rank=2, learning_rate=0.1, optimizer="adafactor", **COMMON),
     DreamBoothConfig(learning_rate=1e-5, **COMMON),
 ]
 NAMES = [trial_id(config) for config in CONFIGS]
@@ -41,7 +44,7 @@ SCREENING = {"images_per_prompt": 1, "keep": 0.25}
 
 @pytest.fixture(scope="module")
 def scored(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RunFolder]:
-    """Three trials, each alone: of one run all pictures were drawn at once, of the other a first look."""
+    """Four trials, each alone: of one run all pictures were drawn at once, of the other a first look."""
     runs = {}
     for name, overrides in (("whole", []), ("screened", [f"evaluation.screening={SCREENING}"])):
         shutil.copytree(prepared, tmp_path_factory.mktemp(name) / "run", dirs_exist_ok=True)
@@ -73,16 +76,24 @@ def read(folder: RunFolder, trial: str) -> TrialRecord:
     return record
 
 
-@pytest.mark.parametrize("batch", [NAMES[:2], NAMES[2:]], ids=["LoRAs together", "DreamBooth alone"])
+@pytest.mark.parametrize("batch", [NAMES[:3], NAMES[3:]], ids=["LoRAs together", "DreamBooth alone"])
 def test_a_first_look_and_the_rest_are_a_full_score(
-    scored: Mapping[str, RunFolder], screened: RunFolder, batch: list[str]
+    scored: Mapping[str, RunFolder], screened: RunFolder, batch: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No picture is drawn twice, and the scores are those of a run that drew all at once."""
+    """No picture is drawn twice, and the scores are those of a run that drew all at once, each trial alone."""
+    make, together = sweeps.execution.score_in_full.make_packed_pictures, []
+
+    def make_and_note(scoring: Any, folder: Any, points: Any, device: str) -> dict[Any, Exception]:
+        together.append([trial for trial, _ in points])
+        return make(scoring, folder, points, device)
+
+    monkeypatch.setattr(sweeps.execution.score_in_full, "make_packed_pictures", make_and_note)
     first_look = times(screened.trials_dir)
     for name in batch:
         assert [(point.screened, point.num_images) for point in read(screened, name).checkpoints] == [(True, 1)] * 2
     said = list(score_in_full(asked_in(screened), [Wanted(name, step) for name in batch for step in (2, 4)]))
     assert len(said) == 2 * len(batch)
+    assert together == ([] if len(batch) == 1 else [[name for name in batch for _ in (2, 4)]])
     for path, time in first_look.items():
         assert times(screened.trials_dir)[path] == time or Path(path).name == "trial.json"
     for name in batch:
@@ -95,6 +106,14 @@ def test_a_first_look_and_the_rest_are_a_full_score(
             assert [image.file for image in mine.image_scores] == [image.file for image in other.image_scores]
             assert mine.face_similarity == pytest.approx(other.face_similarity, abs=0.01)
             assert mine.prompt_alignment == pytest.approx(other.prompt_alignment, abs=0.01)
+            drawn, alone = (pictures(run, name, mine.step) for run in (screened, scored["whole"]))
+            assert np.abs(drawn - alone).max() <= 1, "levels of 255"
+
+
+def pictures(folder: RunFolder, trial: str, step: int) -> np.ndarray:
+    """All of a checkpoint's, in the order of their names."""
+    files = sorted(folder.images_dir(trial, step).glob("*.png"))
+    return np.stack([np.asarray(Image.open(file), dtype=int) for file in files])
 
 
 def test_a_batch_that_was_cut_off_goes_on(screened: RunFolder) -> None:
@@ -129,7 +148,7 @@ def test_one_whose_pictures_overflow_fails_alone(screened: RunFolder, monkeypatc
 def test_all_of_a_trial_is_in_one_batch(folder: RunFolder, num_processes: int) -> None:
     """It has one record, and two processes must not write it; all LoRAs of a batch train the same modules."""
     configs = [LoraConfig(rank=rank, train_text_encoder=rank > 3) for rank in range(1, 6)]
-    for config in [*configs, CONFIGS[2]]:
+    for config in [*configs, CONFIGS[-1]]:
         folder.write(
             TrialRecord(
                 trial=trial_id(config),
@@ -148,6 +167,36 @@ def test_all_of_a_trial_is_in_one_batch(folder: RunFolder, num_processes: int) -
         configs_of = [read(folder, trial).method_config for trial, _ in batch]
         assert len({(config.method, config.train_text_encoder) for config in configs_of}) == 1
         assert len(batch) <= 4
+
+
+def test_loras_are_drawn_together_however_they_were_trained(folder: RunFolder) -> None:
+    """What the adapters are decides: plain ones, in the same layers of attention."""
+    plain = [
+        LoraConfig(rank=1),
+        LoraConfig(rank=2, optimizer="adafactor"),
+        LoraConfig(rank=3, optimizer="prodigy"),
+        LoraConfig(rank=4, use_8bit_adam=True),
+        LoraConfig(rank=5, compile=True),
+        LoraConfig(rank=6, with_prior_preservation=True, prior_from="base_model"),
+    ]
+    others = [
+        LoraConfig(rank=7, use_dora=True),
+        LoraConfig(rank=8, adapter="loha"),
+        LoraConfig(rank=9, target_modules="attention+ff"),
+        LoraConfig(rank=10, train_text_encoder=True, stop_text_encoder_training=3),
+        LoraConfig(rank=11, target_blocks="up"),
+    ]
+    for config in [*plain, *others]:
+        dumped = config.model_dump(mode="json")
+        trial = trial_id(config)
+        record = TrialRecord(
+            trial=trial, method=config.method, status="finished", config=dumped, checkpoints=(entry(2),)
+        )
+        folder.write(record)
+    rows = [row for row in read_results(folder.dir).rows if not row.is_base]
+    batches = [{trial for trial, _ in batch} for batch in batches_of(rows, folder, num_processes=1, pack_size=16)]
+    assert len(batches) == 1 + len(others)
+    assert {trial_id(config) for config in plain} in batches
 
 
 @pytest.mark.ray
