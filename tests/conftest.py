@@ -34,10 +34,18 @@ install_import_hook(SHAPED, "beartype.beartype")  # shapes are checked in tests 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a diffusers folder in SD1.5's layout with small random weights; never to be changed by a test."""
+    """Path of a diffusers folder of few layers with small random weights; never to be changed by a test."""
     from tests.tiny_models import build_pipeline
 
-    return str(build_pipeline(tmp_path_factory.mktemp("base") / "tiny-sd"))
+    return str(build_pipeline(tmp_path_factory.mktemp("base") / "tiny-sd", shallow=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with all of SD1.5's layers, for laws of where each is and what it is called."""
+    from tests.tiny_models import build_pipeline
+
+    return str(build_pipeline(tmp_path_factory.mktemp("whole") / "tiny-sd"))
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,13 @@ def subject(photos: Path) -> SubjectConfig:
 @pytest.fixture(scope="session")
 def dataset(subject: SubjectConfig, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Six photos and their mirror images, four class pictures, 64 px."""
-    folder = tmp_path_factory.mktemp("dataset") / "dataset"
+    return encoded(subject, tiny_base, tmp_path_factory.mktemp("dataset") / "dataset")
+
+
+def encoded(subject: SubjectConfig, base_model: str, folder: Path) -> Dataset:
+    """The subject's dataset for a base model."""
     prepare_photos(subject, folder)
-    encode_dataset(folder, tiny_base, class_images=NUM_CLASS_IMAGES, device="cpu")
+    encode_dataset(folder, base_model, class_images=NUM_CLASS_IMAGES, device="cpu")
     return load_dataset(folder)
 
 
