@@ -105,15 +105,18 @@ def s3(_one_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3
 
 
 @pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """One Ray session of two CPUs for those tests of a module that do not kill it."""
+def ray_session(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One Ray session for those tests of a module that do not kill it: of two CPUs, or of its `RAY_CPUS`.
+
+    A sweep has as many processes as there are CPUs, and each loads its libraries for ten seconds.
+    """
     import ray
 
     import sweeps.execution  # noqa: F401 -- it sets what Ray reads from the environment
 
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=getattr(request.module, "RAY_CPUS", 2),
         include_dashboard=False,
         object_store_memory=100_000_000,
         logging_level=logging.CRITICAL,
