@@ -34,10 +34,18 @@ install_import_hook(SHAPED, "beartype.beartype")  # shapes are checked in tests 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a diffusers folder in SD1.5's layout with small random weights; never to be changed by a test."""
+    """Path of a diffusers folder of few layers with small random weights; never to be changed by a test."""
     from tests.tiny_models import build_pipeline
 
-    return str(build_pipeline(tmp_path_factory.mktemp("base") / "tiny-sd"))
+    return str(build_pipeline(tmp_path_factory.mktemp("base") / "tiny-sd", shallow=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with all of SD1.5's layers, for laws of where each is and what it is called."""
+    from tests.tiny_models import build_pipeline
+
+    return str(build_pipeline(tmp_path_factory.mktemp("whole") / "tiny-sd"))
 
 
 @pytest.fixture(scope="session")
@@ -97,15 +105,18 @@ def s3(_one_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3
 
 
 @pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """One Ray session of two CPUs for those tests of a module that do not kill it."""
+def ray_session(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One Ray session for those tests of a module that do not kill it: of two CPUs, or of its `RAY_CPUS`.
+
+    A sweep has as many processes as there are CPUs, and each loads its libraries for ten seconds.
+    """
     import ray
 
     import sweeps.execution  # noqa: F401 -- it sets what Ray reads from the environment
 
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=getattr(request.module, "RAY_CPUS", 2),
         include_dashboard=False,
         object_store_memory=100_000_000,
         logging_level=logging.CRITICAL,

@@ -17,6 +17,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 NATIVE_SIZE = 64
 """Side of the tiny pipeline's pictures in pixels: 8x8 latents, VAE factor 8."""
+WHOLE_UNET: dict[str, Any] = {"block_out_channels": (16, 16, 32, 32)}
+"""Four levels with cross-attention in the first three, two layers each, as in Stable Diffusion 1.5."""
+SHALLOW_UNET: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+"""One block of each kind: what costs a test its time is the number of modules, whatever their width."""
 
 
 def plain_pipeline(folder: str | Path, **options: Any) -> StableDiffusionPipeline:
@@ -32,20 +41,22 @@ def plain_pipeline(folder: str | Path, **options: Any) -> StableDiffusionPipelin
     return pipeline
 
 
-def build_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> Path:
+def build_pipeline(
+    folder: str | Path, seed: int = 0, prediction_type: str = "epsilon", *, shallow: bool = False
+) -> Path:
     """Save a diffusers pipeline of Stable Diffusion 1.5's layout with random weights, about 4 MB; returns `folder`.
 
-    Four UNet levels with cross-attention in the first three, two layers each, as in SD1.5, so that key names and
-    conversions to other formats are the same; only the widths are small.
+    Key names and conversions to other formats are the same, only the widths are small. With `shallow` the UNet has a
+    quarter of the layers, the VAE half of them: for laws that know no layer by its place.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=NATIVE_SIZE // 8,
-            block_out_channels=(16, 16, 32, 32),
             norm_num_groups=8,
             attention_head_dim=4,
             cross_attention_dim=16,
+            **(SHALLOW_UNET if shallow else WHOLE_UNET),
         )
         vae = AutoencoderKL(
             sample_size=NATIVE_SIZE,
@@ -53,7 +64,7 @@ def build_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "ep
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(8, 8, 16, 16),
             norm_num_groups=4,
-            layers_per_block=2,
+            layers_per_block=1 if shallow else 2,
             latent_channels=4,
             scaling_factor=0.18215,
         )

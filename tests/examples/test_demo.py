@@ -16,6 +16,7 @@ from sweeps.report.page import write_report
 from sweeps.results.results import Results, read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+RAY_CPUS = 1
 
 SHORTER = [
     "methods.lora.rank={choices: [1, 16]}",
@@ -25,8 +26,13 @@ SHORTER = [
     "methods.dreambooth.max_train_steps=40",
     "evaluation.at_steps=[40]",
     "confirm.finalists=1",
+    "confirm.prompts=[photo of sks person wearing a blue suit]",
+    "render.num_inference_steps=2",
 ]
-"""Three of the demo's trials, up to their first scoring, and the best one's settings with two other seeds."""
+"""Three of the demo's trials, up to their first scoring, and the best one's settings with two other seeds.
+
+What is looked at of the renders is that they are there, and of the finalist that it comes out the same.
+"""
 
 
 @pytest.fixture(scope="module")

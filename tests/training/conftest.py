@@ -18,6 +18,7 @@ from training.config import SubjectConfig
 from training.dataset import Dataset, encode_dataset, load_dataset
 from training.methods import LoraTensors
 from training.preparation import prepare_photos
+from training.stable_diffusion import load_base_model
 
 NUM_CLASS_IMAGES = 4
 
@@ -36,15 +37,20 @@ def subject(photos: Path) -> SubjectConfig:
 @pytest.fixture(scope="session")
 def dataset(subject: SubjectConfig, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Six photos and their mirror images, four class pictures, 64 px."""
-    folder = tmp_path_factory.mktemp("dataset") / "dataset"
+    return encoded(subject, tiny_base, tmp_path_factory.mktemp("dataset") / "dataset")
+
+
+def encoded(subject: SubjectConfig, base_model: str, folder: Path) -> Dataset:
+    """The subject's dataset for a base model."""
     prepare_photos(subject, folder)
-    encode_dataset(folder, tiny_base, class_images=NUM_CLASS_IMAGES, device="cpu")
+    encode_dataset(folder, base_model, class_images=NUM_CLASS_IMAGES, device="cpu")
     return load_dataset(folder)
 
 
 @pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_float64(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Training in double precision throughout, where rounding is no excuse."""
+    load_base_model(dataset.base_model)  # before anything is doubled: other tests are given the same one
 
     def doubled(tensors: LoraTensors) -> LoraTensors:
         text_encoder = tensors.text_encoder

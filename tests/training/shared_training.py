@@ -31,8 +31,9 @@ class Training:
 
 def train_in_two_processes(trainings: Sequence[Training], dataset_dir: Path, rendezvous: Path) -> None:
     """Return when both have ended."""
+    multiprocessing.set_forkserver_preload([__name__])  # what both load is loaded once
     multiprocessing.start_processes(
-        _train_share, (list(trainings), dataset_dir, rendezvous), nprocs=WORLD_SIZE, start_method="spawn"
+        _train_share, (list(trainings), dataset_dir, rendezvous), nprocs=WORLD_SIZE, start_method="forkserver"
     )
 
 

@@ -100,13 +100,13 @@ def refusal(base_model: str | Path) -> str:
 
 
 @pytest.fixture
-def folder(tiny_base: str, tmp_path: Path) -> Path:
+def folder(tiny_sd15: str, tmp_path: Path) -> Path:
     """A copy of the tiny base model to break."""
-    return shutil.copytree(tiny_base, tmp_path / "model")
+    return shutil.copytree(tiny_sd15, tmp_path / "model")
 
 
 @pytest.fixture
-def genuine(tiny_base: str, tmp_path: Path) -> Path:
+def genuine(tiny_sd15: str, tmp_path: Path) -> Path:
     """Stable Diffusion 1.5's folder as its publishers made it, with holes for weights: configs and names of 2022."""
     folder = tmp_path / "stable-diffusion-v1-5"
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -206,7 +206,7 @@ def genuine(tiny_base: str, tmp_path: Path) -> Path:
             "trained_betas": None,
         },
     )
-    shutil.copytree(Path(tiny_base) / "tokenizer", folder / "tokenizer")
+    shutil.copytree(Path(tiny_sd15) / "tokenizer", folder / "tokenizer")
     split_files(folder / "tokenizer")
     token = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     write_json(
@@ -405,10 +405,10 @@ def test_a_download_that_goes_on_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def whole(tiny_base: str, tmp_path: Path) -> Path:
+def whole(tiny_sd15: str, tmp_path: Path) -> Path:
     """The tiny base as one file with its configs beside it."""
-    shutil.copytree(tiny_base, tmp_path / "whole", ignore=shutil.ignore_patterns("*.safetensors"))
-    return write_header(tmp_path / "whole.safetensors", single_file_shapes_of(tiny_base))
+    shutil.copytree(tiny_sd15, tmp_path / "whole", ignore=shutil.ignore_patterns("*.safetensors"))
+    return write_header(tmp_path / "whole.safetensors", single_file_shapes_of(tiny_sd15))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -649,11 +649,11 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     assert "holds both" in refusal(folder)
 
 
-def test_the_folder_beside_a_single_file_is_held_to_the_same(tiny_base: str, tmp_path: Path) -> None:
+def test_the_folder_beside_a_single_file_is_held_to_the_same(tiny_sd15: str, tmp_path: Path) -> None:
     """Its index, its tokenizer, its configs: each refused by its own name, with no advice to put a folder there."""
-    file = write_header(tmp_path / "tiny.safetensors", single_file_shapes_of(tiny_base))
+    file = write_header(tmp_path / "tiny.safetensors", single_file_shapes_of(tiny_sd15))
     assert "another needs a folder tiny/ beside the file" in refusal(file)
-    configs = shutil.copytree(tiny_base, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
+    configs = shutil.copytree(tiny_sd15, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
     check_base_model(str(file))
     for name in ("model_index.json", "tokenizer/tokenizer.json", "unet/config.json"):
         content = (configs / name).read_bytes()

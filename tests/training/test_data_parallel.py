@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.conftest import NUM_CLASS_IMAGES
+from tests.training.conftest import NUM_CLASS_IMAGES, encoded
 from tests.training.shared_training import Training, run_training, train_in_two_processes
 from tests.training.test_train import weights
 from training.checkpoint import Checkpoint, latest_checkpoint, load_training_state, open_checkpoint
-from training.config import DreamBoothConfig, LoraConfig
+from training.config import DreamBoothConfig, LoraConfig, SubjectConfig
 from training.data_parallel import RowDropout, _buckets, drop_by_row, rows_of
 from training.dataset import Dataset
 from training.share import ALONE, Share
@@ -51,6 +51,12 @@ BF16 = LORA.model_copy(update={"mixed_precision": "bf16", "train_text_encoder": 
 CONFIGS = {"lora": LORA, "dreambooth": DREAMBOOTH, "bf16": BF16}
 ROUNDING = {"lora": 3e-4, "dreambooth": 3e-4, "bf16": 0.1}
 """How far weights may lie apart, as a part of the way that training moved them; Adam makes much of small gradients."""
+
+
+@pytest.fixture(scope="module")
+def dataset(subject: SubjectConfig, tiny_sd15: str, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """For all of SD1.5's layers: `ROUNDING` is what their weights lie apart together, and few lie further."""
+    return encoded(subject, tiny_sd15, tmp_path_factory.mktemp("whole") / "dataset")
 
 
 @pytest.fixture(scope="module")

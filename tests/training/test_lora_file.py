@@ -64,13 +64,13 @@ def drawn(module: torch.nn.Module, ranks: Mapping[str, tuple[int, float]], seed:
 
 
 @pytest.fixture(scope="module")
-def unet_part(tiny_base: str) -> Part:
-    return drawn(load_base_model(tiny_base).unet, LAYERS, 1)
+def unet_part(tiny_sd15: str) -> Part:
+    return drawn(load_base_model(tiny_sd15).unet, LAYERS, 1)
 
 
 @pytest.fixture(scope="module")
-def text_part(tiny_base: str) -> Part:
-    return drawn(load_base_model(tiny_base).text_encoder, TEXT_LAYERS, 2)
+def text_part(tiny_sd15: str) -> Part:
+    return drawn(load_base_model(tiny_sd15).text_encoder, TEXT_LAYERS, 2)
 
 
 def kohya(unet: Part, text: Part, te: str = "lora_te_text_model") -> dict[str, Tensor]:
@@ -125,25 +125,25 @@ def loaded(lora: LoraFile, base: str) -> StableDiffusionPipeline:
 
 
 def test_a_file_does_what_its_deltas_added_to_the_weights_do(
-    tiny_base: str, unet_part: Part, text_part: Part, tmp_path: Path
+    tiny_sd15: str, unet_part: Part, text_part: Part, tmp_path: Path
 ) -> None:
     """`up @ down * alpha / rank` of every layer, by its own rank and alpha, convolutions and both modules alike."""
     file = written(kohya(unet_part, text_part), tmp_path / "a.safetensors")
-    lora = read_lora_file(file, tiny_base)
+    lora = read_lora_file(file, tiny_sd15)
     assert lora.method == "LoCon"
     assert lora.ranks == (1, 2, 3, 4)
-    base = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
-    wanted = with_merged(tiny_base, unet_part, text_part)
+    base = load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32)
+    wanted = with_merged(tiny_sd15, unet_part, text_part)
     for mine, theirs in zip(outputs(base), outputs(wanted), strict=True):
         assert (mine - theirs).abs().max() > 0.01, "the deltas are seen"
-    assert_equal_outputs(loaded(lora, tiny_base), wanted, 2e-5)
+    assert_equal_outputs(loaded(lora, tiny_sd15), wanted, 2e-5)
 
 
-def test_the_base_model_stays_as_it_was(tiny_base: str, unet_part: Part, text_part: Part, tmp_path: Path) -> None:
+def test_the_base_model_stays_as_it_was(tiny_sd15: str, unet_part: Part, text_part: Part, tmp_path: Path) -> None:
     """The frozen weights are shared with others of this process."""
-    before = outputs(load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32, share_frozen=True))
-    loaded(read_lora_file(written(kohya(unet_part, text_part), tmp_path / "a.safetensors"), tiny_base), tiny_base)
-    after = outputs(load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32, share_frozen=True))
+    before = outputs(load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32, share_frozen=True))
+    loaded(read_lora_file(written(kohya(unet_part, text_part), tmp_path / "a.safetensors"), tiny_sd15), tiny_sd15)
+    after = outputs(load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32, share_frozen=True))
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
@@ -159,15 +159,15 @@ def trained(base_model: str, folder: Path, train_text_encoder: bool) -> Checkpoi
 
 
 @pytest.fixture(scope="module")
-def both_modules(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return trained(tiny_base, tmp_path_factory.mktemp("both"), True)
+def both_modules(tiny_sd15: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return trained(tiny_sd15, tmp_path_factory.mktemp("both"), True)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["both modules", "the UNet alone"])
 def checkpoint(
-    request: pytest.FixtureRequest, tiny_base: str, both_modules: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_sd15: str, both_modules: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Checkpoint:
-    return both_modules if request.param else trained(tiny_base, tmp_path_factory.mktemp("unet"), False)
+    return both_modules if request.param else trained(tiny_sd15, tmp_path_factory.mktemp("unet"), False)
 
 
 def trial_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
@@ -267,11 +267,11 @@ SPELLINGS: dict[str, Callable[[Part, Part], Any]] = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_read_to_the_same_layers(tiny_base: str, tmp_path: Path, spelling: str) -> None:
+def test_every_spelling_is_read_to_the_same_layers(tiny_sd15: str, tmp_path: Path, spelling: str) -> None:
     """Names, matrices and scale, whoever wrote the file."""
-    base = load_base_model(tiny_base)
+    base = load_base_model(tiny_sd15)
     unet, text = drawn(base.unet, ATTENTION_ONLY, 3), drawn(base.text_encoder, TEXT_ATTENTION_ONLY, 4)
-    lora = read_lora_file(written(SPELLINGS[spelling](unet, text), tmp_path / "a.safetensors"), tiny_base)
+    lora = read_lora_file(written(SPELLINGS[spelling](unet, text), tmp_path / "a.safetensors"), tiny_sd15)
     for got, wanted in ((lora.unet, unet), (lora.text_encoder, text)):
         assert got.keys() == wanted.keys()
         for path, (down, up, alpha) in wanted.items():
@@ -280,34 +280,34 @@ def test_every_spelling_is_read_to_the_same_layers(tiny_base: str, tmp_path: Pat
             assert got[path].scale == alpha / len(down)
 
 
-def test_a_file_of_peft_has_the_alpha_of_the_config_beside_it(tiny_base: str, unet_part: Part, tmp_path: Path) -> None:
+def test_a_file_of_peft_has_the_alpha_of_the_config_beside_it(tiny_sd15: str, unet_part: Part, tmp_path: Path) -> None:
     """With its patterns and its other rule of scale; without the config nothing is guessed."""
     names = dotted("lora_A", "lora_B", unet="base_model.model.")
     written(names(unet_part, {}), tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"adapter_config\.json; need that file beside it"):
-        read_lora_file(tmp_path, tiny_base)
+        read_lora_file(tmp_path, tiny_sd15)
     config = {"r": 4, "lora_alpha": 6, "alpha_pattern": {"^conv_in": 3}, "use_rslora": False}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    lora = read_lora_file(tmp_path, tiny_base)
+    lora = read_lora_file(tmp_path, tiny_sd15)
     assert {path: layer.alpha for path, layer in lora.unet.items()} == {
         path: 3.0 if path == "conv_in" else 6.0 for path in LAYERS
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    scales = {path: layer.scale for path, layer in read_lora_file(tmp_path, tiny_base).unet.items()}
+    scales = {path: layer.scale for path, layer in read_lora_file(tmp_path, tiny_sd15).unet.items()}
     assert scales[f"{ATTENTION}.to_out.0"] == pytest.approx(6 / 2**0.5)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"nowhere": 3}}))
     with pytest.raises(UserError, match="alpha_pattern must name layers of the file, got nowhere"):
-        read_lora_file(tmp_path, tiny_base)
+        read_lora_file(tmp_path, tiny_sd15)
 
 
-def test_a_file_by_numbers_follows_its_metadata_s_classes(tiny_base: str, tmp_path: Path) -> None:
+def test_a_file_by_numbers_follows_its_metadata_s_classes(tiny_sd15: str, tmp_path: Path) -> None:
     """Attention, feed-forward, cross attention of each block; the middle block last; key, value, query, output."""
     order = [
         *(f"{ATTENTION}.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
         f"{ATTENTION.replace('attn1', 'ff')}.net.0.proj",
         *(f"{ATTENTION.replace('attn1', 'attn2')}.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     ]
-    base = load_base_model(tiny_base)
+    base = load_base_model(tiny_sd15)
     part = drawn(base.unet, dict.fromkeys(order, (2, 2.0)), 5)
     text = drawn(base.text_encoder, {f"{TEXT}.{name}_proj": (2, 2.0) for name in ("k", "v", "q", "out")}, 6)
     first = 9 * 15  # layers of a block, blocks before the middle one
@@ -316,17 +316,17 @@ def test_a_file_by_numbers_follows_its_metadata_s_classes(tiny_base: str, tmp_pa
     tensors |= {f"text_encoder:{4 + i}:down": down for i, (down, _, _) in enumerate(text.values())}
     tensors |= {f"text_encoder:{4 + i}:up": up for i, (_, up, _) in enumerate(text.values())}
     metadata = {"unet": '["CrossAttention", "Attention", "GEGLU"]', "text_encoder": '["CLIPAttention"]'}
-    lora = read_lora_file(written(tensors, tmp_path / "a.safetensors", metadata), tiny_base)
-    assert_equal_outputs(loaded(lora, tiny_base), with_merged(tiny_base, part, text), 2e-5)
+    lora = read_lora_file(written(tensors, tmp_path / "a.safetensors", metadata), tiny_sd15)
+    assert_equal_outputs(loaded(lora, tiny_sd15), with_merged(tiny_sd15, part, text), 2e-5)
     for spoilt in ({**metadata, "unet": '["ResnetBlock2D"]'}, {"text_encoder": '["CLIPAttention"]'}):
         with pytest.raises(UserError, match=r"a\.safetensors"):
-            read_lora_file(written(tensors, tmp_path / "a.safetensors", spoilt), tiny_base)
+            read_lora_file(written(tensors, tmp_path / "a.safetensors", spoilt), tiny_sd15)
 
 
 @pytest.mark.parametrize("which", ["Stable Diffusion 1.5", "tiny"])
-def test_no_name_is_that_of_two_layers(tiny_base: str, which: str) -> None:
+def test_no_name_is_that_of_two_layers(tiny_sd15: str, which: str) -> None:
     """In all spellings together, so that whatever is found is what was meant."""
-    configs = STABLE_DIFFUSION_15 if which == "Stable Diffusion 1.5" else configs_of(tiny_base)
+    configs = STABLE_DIFFUSION_15 if which == "Stable Diffusion 1.5" else configs_of(tiny_sd15)
     assert configs is not None
     layers = BaseLayers.of(configs)
     spelt: dict[str, LayerName] = {}
@@ -357,21 +357,21 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_broken_settings_of_an_adapter_are_refused(tiny_base: str, tmp_path: Path, case: str) -> None:
+def test_broken_settings_of_an_adapter_are_refused(tiny_sd15: str, tmp_path: Path, case: str) -> None:
     """They come from whoever made the file."""
     metadata = {"lora_adapter_metadata": SETTINGS[case]}
     with pytest.raises(
         UserError,
         match=r"a\.safetensors: (lora_adapter_metadata must be|lora_alpha and what alpha_pattern gives must be)",
     ):
-        read_lora_file(written(SOUND, tmp_path / "a.safetensors", metadata), tiny_base)
+        read_lora_file(written(SOUND, tmp_path / "a.safetensors", metadata), tiny_sd15)
 
 
-def test_half_precision_and_what_a_file_says_of_itself(tiny_base: str, unet_part: Part, tmp_path: Path) -> None:
+def test_half_precision_and_what_a_file_says_of_itself(tiny_sd15: str, unet_part: Part, tmp_path: Path) -> None:
     """Weights become float32; base model and trigger phrase are read from either kind of metadata."""
     tensors = {name: tensor.half() for name, tensor in kohya(unet_part, {}).items()}
     metadata = {"ss_sd_model_name": "sd15.safetensors", "modelspec.trigger_phrase": "sks woman"}
-    lora = read_lora_file(written(tensors, tmp_path / "a.safetensors", metadata), tiny_base)
+    lora = read_lora_file(written(tensors, tmp_path / "a.safetensors", metadata), tiny_sd15)
     assert (lora.base_model_name, lora.trigger_phrase) == ("sd15.safetensors", "sks woman")
     assert lora.unet["conv_in"].down.dtype == torch.float32
 
@@ -392,20 +392,20 @@ def with_norms(part: Part, module: torch.nn.Module) -> tuple[dict[str, Tensor], 
     return scales, state
 
 
-def test_a_dora_gives_weights_their_norms(tiny_base: str, unet_part: Part, tmp_path: Path) -> None:
+def test_a_dora_gives_weights_their_norms(tiny_sd15: str, unet_part: Part, tmp_path: Path) -> None:
     """The loader of diffusers would drop them and go on."""
-    wanted = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    wanted = load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32)
     scales, state = with_norms(unet_part, wanted.unet)
-    plain = with_merged(tiny_base, unet_part, {})
+    plain = with_merged(tiny_sd15, unet_part, {})
     wanted.unet.load_state_dict(state)
     assert (outputs(wanted)[0] - outputs(plain)[0]).abs().max() > 0.01
     file = written({**kohya(unet_part, {}), **scales}, tmp_path / "a.safetensors")
-    lora = read_lora_file(file, tiny_base)
+    lora = read_lora_file(file, tiny_sd15)
     assert lora.method == "DoRA"
-    assert_equal_outputs(loaded(lora, tiny_base), wanted, 5e-5)
+    assert_equal_outputs(loaded(lora, tiny_sd15), wanted, 5e-5)
     some = written({**kohya(unet_part, {}), **dict(list(scales.items())[:2])}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="all layers of the unet or none"):
-        read_lora_file(some, tiny_base)
+        read_lora_file(some, tiny_sd15)
 
 
 # --- refused ------------------------------------------------------------------------------------------------------
@@ -449,17 +449,17 @@ REFUSED: dict[str, tuple[dict[str, Tensor], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_would_be_left_out_is_refused_by_name(tiny_base: str, tmp_path: Path, case: str) -> None:
+def test_what_would_be_left_out_is_refused_by_name(tiny_sd15: str, tmp_path: Path, case: str) -> None:
     """The file, the law and the weight stand in one line."""
     tensors, named = REFUSED[case]
     with pytest.raises(UserError) as refused:
-        read_lora_file(written(tensors, tmp_path / "a\n.safetensors"), tiny_base)
+        read_lora_file(written(tensors, tmp_path / "a\n.safetensors"), tiny_sd15)
     assert "\n" not in str(refused.value)
     for part in ("a\\n.safetensors", *named):
         assert part in str(refused.value)
 
 
-def broken_files(folder: Path, tiny_base: str) -> Iterator[tuple[Path, str]]:
+def broken_files(folder: Path, tiny_sd15: str) -> Iterator[tuple[Path, str]]:
     for name in ("a.pt", "a.bin", "a.ckpt"):
         (folder / name).write_bytes(b"\x80\x02")
         yield folder / name, "is a pickle"
@@ -474,24 +474,24 @@ def broken_files(folder: Path, tiny_base: str) -> Iterator[tuple[Path, str]]:
     (folder / "empty").mkdir()
     yield folder / "empty", "must hold one .safetensors file, got none"
     yield folder, r"must hold one .safetensors file, got \d+"
-    single = {name: tensor.contiguous() for name, tensor in single_file_tensors(tiny_base).items()}
+    single = {name: tensor.contiguous() for name, tensor in single_file_tensors(tiny_sd15).items()}
     (folder / "single").mkdir()
     yield written(single, folder / "single" / "model.safetensors"), "is a whole checkpoint"
 
 
-def test_a_file_that_is_no_whole_lora_file_is_refused(tiny_base: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_lora_file_is_refused(tiny_sd15: str, tmp_path: Path) -> None:
     """Pickles are not opened at all."""
-    for path, law in broken_files(tmp_path, tiny_base):
+    for path, law in broken_files(tmp_path, tiny_sd15):
         with pytest.raises(UserError, match=law):
-            read_lora_file(path, tiny_base)
+            read_lora_file(path, tiny_sd15)
 
 
-def test_a_file_of_stable_diffusion_15_does_not_fit_another_width(tiny_base: str, tmp_path: Path) -> None:
+def test_a_file_of_stable_diffusion_15_does_not_fit_another_width(tiny_sd15: str, tmp_path: Path) -> None:
     """Without a base model it is read by Stable Diffusion 1.5's own widths; put into another it is refused."""
     tensors = {f"{CROSS}.lora_down.weight": torch.ones(2, 768), f"{CROSS}.lora_up.weight": torch.ones(1280, 2)}
     lora = read_lora_file(written(tensors, tmp_path / "a.safetensors"))
     with pytest.raises(UserError, match="1280 x 768 in the file, and 32 x 16 in the model"):
-        loaded(lora, tiny_base)
+        loaded(lora, tiny_sd15)
 
 
 # --- going on from a file -----------------------------------------------------------------------------------------
@@ -522,15 +522,15 @@ def test_a_run_that_goes_on_from_a_file_begins_with_its_deltas(checkpoint: Check
             assert got[f"{path}.lora_A.weight"].any(1).all(), "a row of zeros beside zeros would never move"
 
 
-def test_what_the_refused_files_spoil_is_sound(tiny_base: str, tmp_path: Path) -> None:
+def test_what_the_refused_files_spoil_is_sound(tiny_sd15: str, tmp_path: Path) -> None:
     """So that they are refused for what was changed."""
-    assert read_lora_file(written(SOUND, tmp_path / "a.safetensors"), tiny_base).ranks == (2,)
+    assert read_lora_file(written(SOUND, tmp_path / "a.safetensors"), tiny_sd15).ranks == (2,)
 
 
-def test_layers_that_the_file_lacks_start_from_nothing(tiny_base: str, tmp_path: Path) -> None:
+def test_layers_that_the_file_lacks_start_from_nothing(tiny_sd15: str, tmp_path: Path) -> None:
     """The run's own draw stays, and changes nothing."""
-    lora = read_lora_file(written(SOUND, tmp_path / "a.safetensors"), tiny_base)
-    start = first_lora(LoraConfig(rank=4, learning_rate=1e-3), tiny_base)
+    lora = read_lora_file(written(SOUND, tmp_path / "a.safetensors"), tiny_sd15)
+    start = first_lora(LoraConfig(rank=4, learning_rate=1e-3), tiny_sd15)
     found = deltas(with_lora_file(start, lora, 4).unet, 4)
     assert torch.equal(found.pop(f"{ATTENTION}.to_q"), torch.full((32, 32), 2.0))
     assert found
@@ -538,13 +538,13 @@ def test_layers_that_the_file_lacks_start_from_nothing(tiny_base: str, tmp_path:
 
 
 def test_a_file_that_a_run_cannot_go_on_from_is_refused(
-    tiny_base: str, unet_part: Part, text_part: Part, tmp_path: Path
+    tiny_sd15: str, unet_part: Part, text_part: Part, tmp_path: Path
 ) -> None:
     """A layer that does not train, a larger rank, a text encoder that stays frozen, magnitudes."""
-    start = first_lora(LoraConfig(rank=2, learning_rate=1e-3), tiny_base)
+    start = first_lora(LoraConfig(rank=2, learning_rate=1e-3), tiny_sd15)
 
     def refuse(tensors: dict[str, Tensor], law: str) -> None:
-        lora = read_lora_file(written(tensors, tmp_path / "a.safetensors"), tiny_base)
+        lora = read_lora_file(written(tensors, tmp_path / "a.safetensors"), tiny_sd15)
         with pytest.raises(UserError, match=law):
             with_lora_file(start, lora, 2)
 
@@ -569,24 +569,24 @@ def test_the_run_s_tensors_are_what_peft_loads(both_modules: Checkpoint) -> None
 # --- told apart ---------------------------------------------------------------------------------------------------
 
 
-def test_models_are_told_apart_by_their_content(tiny_base: str, both_modules: Checkpoint, tmp_path: Path) -> None:
+def test_models_are_told_apart_by_their_content(tiny_sd15: str, both_modules: Checkpoint, tmp_path: Path) -> None:
     """A LoRA, a diffusers folder, a single file, a sweep's checkpoint; each loads as what it is."""
     file = tmp_path / "other.safetensors"
-    written({name: tensor.contiguous() for name, tensor in single_file_tensors(tiny_base).items()}, file)
+    written({name: tensor.contiguous() for name, tensor in single_file_tensors(tiny_sd15).items()}, file)
     configs = tmp_path / "other"
-    load_base_model(tiny_base).save_pretrained(str(configs))
+    load_base_model(tiny_sd15).save_pretrained(str(configs))
     models = {
-        "lora": open_model(both_modules.dir / LORA_FILE, tiny_base),
-        "folder": open_model(Path(tiny_base), None),
+        "lora": open_model(both_modules.dir / LORA_FILE, tiny_sd15),
+        "folder": open_model(Path(tiny_sd15), None),
         "file": open_model(file, None),
-        "trial": open_model(both_modules.dir, tiny_base),
+        "trial": open_model(both_modules.dir, tiny_sd15),
     }
     assert [model.kind for model in models.values()] == ["lora", "checkpoint", "checkpoint", "lora"]
     assert models["lora"].what == "LoRA of rank 3"
-    base = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    base = load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32)
     for name in ("folder", "file"):
         assert_equal_outputs(models[name].pipeline(None, CPU, torch.float32), base, 0)
-    assert_equal_outputs(models["trial"].pipeline(tiny_base, CPU, torch.float32), trial_pipeline(both_modules), 0)
+    assert_equal_outputs(models["trial"].pipeline(tiny_sd15, CPU, torch.float32), trial_pipeline(both_modules), 0)
 
 
 def test_what_is_no_model_is_refused(both_modules: Checkpoint, tmp_path: Path) -> None:

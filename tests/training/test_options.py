@@ -6,7 +6,8 @@ import json
 import struct
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def smallest(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The same photos for a UNet of two levels, which compiles in a third of the time."""
+    """The same photos for a UNet of two levels, no attention on the way up: compiling takes what its layers take."""
     folder = tmp_path_factory.mktemp("smallest")
     pipeline = StableDiffusionPipeline.from_pretrained(dataset.base_model, safety_checker=None)
     with torch.random.fork_rng(devices=[]):
@@ -73,7 +74,7 @@ def smallest(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Data
             sample_size=8,
             block_out_channels=(8, 16),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
             layers_per_block=1,
             norm_num_groups=4,
             attention_head_dim=4,
@@ -81,6 +82,37 @@ def smallest(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Data
         )
     pipeline.save_pretrained(folder)
     return replace(dataset, base_model=str(folder))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended."""
+
+    losses: list[float]
+    checkpoint: Checkpoint
+
+
+@pytest.fixture(scope="module")
+def plain(smallest: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """A method's training without options, which no test changes."""
+
+    @cache
+    def train_once(method: str) -> Trained:
+        return Trained(*losses_and_checkpoint(CONFIGS[method], smallest, tmp_path_factory.mktemp("plain")))
+
+    return train_once
+
+
+@pytest.fixture(scope="module")
+def optional(smallest: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Trained]:
+    """The same with an option."""
+
+    @cache
+    def train_once(method: str, option: str) -> Trained:
+        config = with_option(method, option)
+        return Trained(*losses_and_checkpoint(config, smallest, tmp_path_factory.mktemp("option")))
+
+    return train_once
 
 
 def with_option(method: str, option: str) -> LoraConfig | DreamBoothConfig:
@@ -110,12 +142,17 @@ def distance(method: str, one: Checkpoint, other: Checkpoint, base: str) -> floa
 
 
 @OPTIONS
-def test_an_option_changes_a_training_by_rounding(method: str, option: str, smallest: Dataset, tmp_path: Path) -> None:
+def test_an_option_changes_a_training_by_rounding(
+    method: str,
+    option: str,
+    smallest: Dataset,
+    plain: Callable[[str], Trained],
+    optional: Callable[[str, str], Trained],
+) -> None:
     """float32: losses of five steps to 1e-4, and weights to a hundredth of the way that they have come."""
-    expected, plain = losses_and_checkpoint(CONFIGS[method], smallest, tmp_path / "plain")
-    losses, checkpoint = losses_and_checkpoint(with_option(method, option), smallest, tmp_path / "option")
-    assert losses == pytest.approx(expected, rel=1e-4)
-    assert distance(method, checkpoint, plain, smallest.base_model) < 1e-2
+    expected, ours = plain(method), optional(method, option)
+    assert ours.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert distance(method, ours.checkpoint, expected.checkpoint, smallest.base_model) < 1e-2
 
 
 @pytest.mark.parametrize("option", ["fused_adam", "channels_last"])
@@ -131,11 +168,10 @@ def test_in_float64_an_option_changes_nothing(method: str, option: str, dataset:
 
 @OPTIONS
 def test_resumed_with_an_option_equals_uninterrupted_bit_for_bit(
-    method: str, option: str, smallest: Dataset, tmp_path: Path
+    method: str, option: str, smallest: Dataset, optional: Callable[[str, str], Trained], tmp_path: Path
 ) -> None:
     """Losses, weights and training state, after an interruption at step 2."""
-    config = with_option(method, option)
-    whole_losses, whole = losses_and_checkpoint(config, smallest, tmp_path / "whole")
+    config, whole = with_option(method, option), optional(method, option)
     losses: dict[int, float] = {}
     for _ in range(2):
         resume = latest_checkpoint(tmp_path / "pieces")
@@ -145,10 +181,10 @@ def test_resumed_with_an_option_equals_uninterrupted_bit_for_bit(
         checkpoint = next(pieces)
         pieces.close()
     assert checkpoint.step == 5
-    assert list(losses.values()) == whole_losses
-    assert_same(weights(checkpoint), weights(whole))
+    assert list(losses.values()) == whole.losses
+    assert_same(weights(checkpoint), weights(whole.checkpoint))
     state = "training_state.safetensors"
-    assert (checkpoint.dir / state).read_bytes() == (whole.dir / state).read_bytes()
+    assert (checkpoint.dir / state).read_bytes() == (whole.checkpoint.dir / state).read_bytes()
 
 
 def test_moments_lie_as_their_channels_last_weights_do(dataset: Dataset, tmp_path: Path) -> None:
@@ -163,14 +199,16 @@ def test_moments_lie_as_their_channels_last_weights_do(dataset: Dataset, tmp_pat
 
 @pytest.mark.slow
 @NEEDS_COMPILER
-def test_a_compiled_training_may_compute_activations_twice(smallest: Dataset, tmp_path: Path) -> None:
+def test_a_compiled_training_may_compute_activations_twice(
+    smallest: Dataset, plain: Callable[[str], Trained], tmp_path: Path
+) -> None:
     """With gradient checkpointing it is the same training up to rounding."""
     method = "dreambooth"
-    expected, plain = losses_and_checkpoint(CONFIGS[method], smallest, tmp_path / "plain")
+    expected = plain(method)
     config = with_option(method, "compile").model_copy(update={"gradient_checkpointing": True})
-    losses, checkpoint = losses_and_checkpoint(config, smallest, tmp_path / "option")
-    assert losses == pytest.approx(expected, rel=1e-4)
-    assert distance(method, checkpoint, plain, smallest.base_model) < 1e-2
+    losses, checkpoint = losses_and_checkpoint(config, smallest, tmp_path)
+    assert losses == pytest.approx(expected.losses, rel=1e-4)
+    assert distance(method, checkpoint, expected.checkpoint, smallest.base_model) < 1e-2
 
 
 # --- the same files --------------------------------------------------------------------------------------------
@@ -190,11 +228,16 @@ def layout(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @OPTIONS
-def test_files_are_those_of_a_plain_training(method: str, option: str, smallest: Dataset, tmp_path: Path) -> None:
+def test_files_are_those_of_a_plain_training(
+    method: str,
+    option: str,
+    smallest: Dataset,
+    plain: Callable[[str], Trained],
+    optional: Callable[[str, str], Trained],
+) -> None:
     """Same files, same names, shapes and dtypes in the same places; plain diffusers loads them."""
-    plain = next(train(CONFIGS[method], smallest, [1], out_dir=tmp_path / "plain", device="cpu"))
-    checkpoint = next(train(with_option(method, option), smallest, [1], out_dir=tmp_path / "option", device="cpu"))
-    assert layout(checkpoint) == layout(plain)
+    checkpoint = optional(method, option).checkpoint
+    assert layout(checkpoint) == layout(plain(method).checkpoint)
     pipeline = StableDiffusionPipeline.from_pretrained(smallest.base_model, safety_checker=None)
     if method == "lora":
         pipeline.load_lora_weights(str(checkpoint.dir), weight_name=LORA_FILE)
@@ -212,17 +255,17 @@ def test_files_are_those_of_a_plain_training(method: str, option: str, smallest:
 
 @OPTIONS
 def test_a_training_after_one_with_an_option_is_as_before_it(
-    method: str, option: str, smallest: Dataset, tmp_path: Path
+    method: str, option: str, smallest: Dataset, plain: Callable[[str], Trained], tmp_path: Path
 ) -> None:
     """Bit for bit, and the modules that this process shares lie in memory as they lay."""
     shared = frozen_module(smallest.base_model, "unet", CPU, torch.float32)
     assert isinstance(shared, nn.Module)
-    before, first = losses_and_checkpoint(CONFIGS[method], smallest, tmp_path / "before")
+    before = plain(method)
     strides = [(parameter.data_ptr(), parameter.stride()) for parameter in shared.parameters()]
-    losses_and_checkpoint(with_option(method, option), smallest, tmp_path / "option")
+    next(train(with_option(method, option), smallest, [1], out_dir=tmp_path / "option", device="cpu"))
     after, second = losses_and_checkpoint(CONFIGS[method], smallest, tmp_path / "after")
-    assert after == before
-    assert_same(weights(second), weights(first))
+    assert after == before.losses
+    assert_same(weights(second), weights(before.checkpoint))
     assert [(parameter.data_ptr(), parameter.stride()) for parameter in shared.parameters()] == strides
     assert shared._compiled_call_impl is None
 

@@ -117,8 +117,7 @@ def tensors_of(run: TrainingRun) -> dict[str, Tensor]:
 def farthest(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     """The largest relative distance, of all A together, of all B, and of each moment.
 
-    Single tensors are no measure: the tiny model's innermost attention sees one position, and what its queries and
-    keys learn is rounding.
+    Single tensors are no measure: what some of them learn is rounding.
     """
     assert first.keys() == second.keys()
     kinds: dict[str, list[str]] = {}

@@ -27,11 +27,11 @@ from training.stable_diffusion import (
 
 
 @pytest.fixture
-def single_file(tiny_base: str, tmp_path: Path) -> Path:
+def single_file(tiny_sd15: str, tmp_path: Path) -> Path:
     """The tiny base as one file, its configs in the folder of the same name beside it."""
     file = tmp_path / "photogasm.safetensors"
-    save_file(single_file_tensors(tiny_base), file)
-    shutil.copytree(tiny_base, tmp_path / "photogasm", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(single_file_tensors(tiny_sd15), file)
+    shutil.copytree(tiny_sd15, tmp_path / "photogasm", ignore=shutil.ignore_patterns("*.safetensors"))
     return file
 
 
@@ -40,9 +40,9 @@ def picture(pipeline: StableDiffusionPipeline) -> Tensor:
     return pipeline("a photo of sks", num_inference_steps=2, generator=generator, output_type="pt").images
 
 
-def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_base: str) -> None:
+def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_sd15: str) -> None:
     """Every weight of UNet, VAE and text encoder arrives, and so do the pictures; offline."""
-    folder, file = load_base_model(tiny_base), load_base_model(str(single_file))
+    folder, file = load_base_model(tiny_sd15), load_base_model(str(single_file))
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(file, part).state_dict(), getattr(folder, part).state_dict()
         assert ours.keys() == theirs.keys()
@@ -52,10 +52,10 @@ def test_a_single_file_is_the_same_model_as_its_folder(single_file: Path, tiny_b
 
 
 def test_a_single_file_without_configs_says_what_is_missing(
-    single_file: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+    single_file: Path, tiny_sd15: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offline, without the folder beside it, the message names the folder to put there."""
-    look = look_at(tiny_base)
+    look = look_at(tiny_sd15)
     assert look is not None
     monkeypatch.setattr(base_model, "STABLE_DIFFUSION_15", look.configs)  # so that the file's widths are the usual ones
     shutil.rmtree(single_file.with_suffix(""))
@@ -255,18 +255,18 @@ def test_the_base_is_loaded_once_and_frozen(tiny_base: str) -> None:
     assert base.safety_checker is None
 
 
-def test_the_fingerprint_follows_the_content(tiny_base: str, single_file: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_content(tiny_sd15: str, single_file: Path, tmp_path: Path) -> None:
     """A copy elsewhere has the same one, a changed weight another; stray files don't count."""
-    copy = shutil.copytree(tiny_base, tmp_path / "copy")
+    copy = shutil.copytree(tiny_sd15, tmp_path / "copy")
     (copy / "README.md").write_text("words")
-    assert base_model_fingerprint(str(copy)) == base_model_fingerprint(tiny_base)
-    changed = shutil.copytree(tiny_base, tmp_path / "changed")
+    assert base_model_fingerprint(str(copy)) == base_model_fingerprint(tiny_sd15)
+    changed = shutil.copytree(tiny_sd15, tmp_path / "changed")
     weights = next((changed / "vae").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert base_model_fingerprint(str(changed)) != base_model_fingerprint(tiny_base)
-    assert base_model_fingerprint(str(single_file)) != base_model_fingerprint(tiny_base)
+    assert base_model_fingerprint(str(changed)) != base_model_fingerprint(tiny_sd15)
+    assert base_model_fingerprint(str(single_file)) != base_model_fingerprint(tiny_sd15)
 
 
 def test_training_uses_the_bases_own_noise_levels(tiny_base: str) -> None:

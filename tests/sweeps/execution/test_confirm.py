@@ -24,6 +24,7 @@ from training.errors import UserError
 
 CONFIRM = {"finalists": 2, "seeds": 2, "prompts": ["sks woman in the snow", "sks woman at the beach"]}
 NUM_PROMPTS = 3
+RAY_CPUS = 1
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ CONFIGS: list[MethodConfig] = [
 ]
 NAMES = [trial_id(config) for config in CONFIGS]
 SCREENING = {"images_per_prompt": 1, "keep": 0.25}
+RAY_CPUS = 1
 
 
 @pytest.fixture(scope="module")

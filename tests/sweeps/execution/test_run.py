@@ -29,6 +29,7 @@ from tests.sweeps.logged_trial import LoggedTrial, read_log
 from training.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+RAY_CPUS = 1
 
 FAILING = {"learning_rate": 1.0, "max_train_steps": 30, "train_batch_size": 1, "adam_beta2": 0.0}
 """DreamBooth settings under which the weights run away."""

@@ -69,7 +69,7 @@ def write_checkpoint(trial_dir: Path, config: LoraConfig | DreamBoothConfig, bas
 
 
 @pytest.fixture(scope="module")
-def run_dir(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(tiny_sd15: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two LoRAs and two full fine-tunes of the tiny base model; `lora_both` is the champion."""
     run = tmp_path_factory.mktemp("runs") / "ada"
     write_sweep(run, "ada", [PROMPT], 8, [4])
@@ -79,12 +79,12 @@ def run_dir(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train_text_encoder": {"choices": [False, True]},
     }
     lora = {"rank": {"low": 1, "high": 8}, "lora_alpha": {"choices": [None, 6]}, "seed": {"choices": [0, 1]}}
-    settings |= {"base_model": tiny_base, "methods": {"lora": {**anything, **lora}, "dreambooth": anything}}
+    settings |= {"base_model": tiny_sd15, "methods": {"lora": {**anything, **lora}, "dreambooth": anything}}
     (run / "sweep.yaml").write_text(json.dumps(settings))
     zero = entry(0, 0.1, trial="base", spread=0.01)
     write_trial(run, {"trial": "base", "method": "base", "status": "finished", "config": {}}, [zero])
     for i, (trial, config) in enumerate(CONFIGS.items()):
-        write_checkpoint(run / "trials" / trial, config, tiny_base)
+        write_checkpoint(run / "trials" / trial, config, tiny_sd15)
         write_trial(
             run,
             {
@@ -108,14 +108,14 @@ def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def wanted(run_dir: Path, tiny_base: str) -> dict[str, np.ndarray]:
+def wanted(run_dir: Path, tiny_sd15: str) -> dict[str, np.ndarray]:
     """Each checkpoint's picture, and the base model's."""
     folders = {trial: run_dir / "trials" / trial / "checkpoint-4" for trial in CONFIGS}
     pictures = {
-        trial: picture(load_pipeline(open_checkpoint(folder, tiny_base), tiny_base, device="cpu", dtype=torch.float32))
+        trial: picture(load_pipeline(open_checkpoint(folder, tiny_sd15), tiny_sd15, device="cpu", dtype=torch.float32))
         for trial, folder in folders.items()
     }
-    return {**pictures, "base": picture(load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32))}
+    return {**pictures, "base": picture(load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32))}
 
 
 def reload(kind: str, folder: Path, base: str) -> StableDiffusionPipeline:
@@ -143,22 +143,22 @@ CASES = [
 
 @pytest.mark.parametrize(("trial", "kind"), CASES)
 def test_every_format_reloads_to_the_checkpoint_s_pictures(
-    run_dir: Path, tiny_base: str, wanted: dict[str, np.ndarray], tmp_path: Path, trial: str, kind: str
+    run_dir: Path, tiny_sd15: str, wanted: dict[str, np.ndarray], tmp_path: Path, trial: str, kind: str
 ) -> None:
     """Written by us, loaded by plain diffusers: the same picture, which is not the base model's."""
     folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format=kind)
-    got = picture(reload(kind, folder, tiny_base))
+    got = picture(reload(kind, folder, tiny_sd15))
     assert np.abs(got - wanted[trial]).max() < TOLERANCE
     assert np.abs(got - wanted["base"]).max() > 100 * TOLERANCE
 
 
-def test_export_leaves_the_cached_base_model_as_it_was(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+def test_export_leaves_the_cached_base_model_as_it_was(run_dir: Path, tiny_sd15: str, tmp_path: Path) -> None:
     """Merging a LoRA happens in a copy."""
     from training.stable_diffusion import load_base_model
 
-    before = {key: value.clone() for key, value in load_base_model(tiny_base).unet.state_dict().items()}
+    before = {key: value.clone() for key, value in load_base_model(tiny_sd15).unet.state_dict().items()}
     export_checkpoint(run_dir, tmp_path / "out")
-    after = load_base_model(tiny_base).unet.state_dict()
+    after = load_base_model(tiny_sd15).unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -174,11 +174,11 @@ def kohya_names(module: nn.Module, prefix: str, root: str, containers: set[str],
     return names
 
 
-def test_kohya_keys_are_those_of_kohya_s_own_network(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+def test_kohya_keys_are_those_of_kohya_s_own_network(run_dir: Path, tiny_sd15: str, tmp_path: Path) -> None:
     """Module names by kohya's rule, three tensors each, alpha a float scalar of its own, not the rank."""
     folder = export_checkpoint(run_dir, tmp_path / "out", trial="lora_both", format="kohya")
     tensors = load_file(folder / "ada.safetensors")
-    base = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True)
+    base = StableDiffusionPipeline.from_pretrained(tiny_sd15, local_files_only=True)
     attention = ("to_q", "to_k", "to_v", "to_out.0")
     expected = kohya_names(base.unet, "lora_unet", "", {"Transformer2DModel"}, attention) | kohya_names(
         base.text_encoder, "lora_te", "text_model", {"CLIPAttention"}, ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -212,12 +212,12 @@ def lycoris_update(tensors: dict[str, torch.Tensor], name: str, weight: torch.Te
 
 @pytest.mark.parametrize("trial", ["loha", "lokr"])
 def test_other_adapters_are_lycoris_files(
-    trial: str, run_dir: Path, tiny_base: str, wanted: dict[str, np.ndarray], tmp_path: Path
+    trial: str, run_dir: Path, tiny_sd15: str, wanted: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Read as ComfyUI reads them, they make the checkpoint's picture; as a diffusers LoRA they are refused."""
     folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format="kohya")
     tensors = load_file(folder / "ada.safetensors")
-    base = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True, dtype=torch.float32)
+    base = StableDiffusionPipeline.from_pretrained(tiny_sd15, local_files_only=True, dtype=torch.float32)
     names = {key.partition(".")[0] for key in tensors}
     for module, prefix in ((base.unet, "lora_unet_"), (base.text_encoder, "lora_te_text_model_")):
         for path, layer in module.named_modules():
@@ -242,10 +242,10 @@ def test_a_dora_is_not_written_for_those_who_read_it_otherwise(run_dir: Path, tm
 
 
 @pytest.mark.parametrize("kind", list(WRITERS))
-def test_the_cards_program_runs_as_printed(kind: str, run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+def test_the_cards_program_runs_as_printed(kind: str, run_dir: Path, tiny_sd15: str, tmp_path: Path) -> None:
     """Also where the base model lies in half precision; but for the places, which only the reader knows."""
     half = tmp_path / "half"
-    StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float16, safety_checker=None).save_pretrained(half)
+    StableDiffusionPipeline.from_pretrained(tiny_sd15, dtype=torch.float16, safety_checker=None).save_pretrained(half)
     folder = export_checkpoint(run_dir, tmp_path / "out", format=kind)
     (program,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     program = program.replace("<this folder>", str(folder)).replace('"tiny-sd"', repr(str(half)))
@@ -302,7 +302,7 @@ def test_pipeline_folder_reads_in_transformers_4_too(run_dir: Path, tmp_path: Pa
     assert all(key.startswith("text_model.") for key in load_file(folder / "text_encoder" / "model.safetensors"))
 
 
-def test_single_file_has_the_original_layout(run_dir: Path, tiny_base: str, tmp_path: Path) -> None:
+def test_single_file_has_the_original_layout(run_dir: Path, tiny_sd15: str, tmp_path: Path) -> None:
     """Names that every loader looks for, the VAE's attention as convolutions, no weight lost or doubled."""
     folder = export_checkpoint(run_dir, tmp_path / "out", trial="full_both", format="checkpoint")
     tensors = load_file(folder / "ada.safetensors")
@@ -325,15 +325,15 @@ def test_single_file_has_the_original_layout(run_dir: Path, tiny_base: str, tmp_
     ):
         assert key in tensors
     assert tensors["first_stage_model.encoder.mid.attn_1.q.weight"].ndim == 4
-    pipeline = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    pipeline = load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32)
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     assert len(tensors) == sum(len(part.state_dict()) for part in parts)
     assert sum(t.numel() for t in tensors.values()) == sum(t.numel() for p in parts for t in p.state_dict().values())
 
 
-def test_a_weight_without_a_place_in_the_original_layout_is_refused(tiny_base: str) -> None:
+def test_a_weight_without_a_place_in_the_original_layout_is_refused(tiny_sd15: str) -> None:
     """Better no file than one with a weight under a name that nobody reads."""
-    pipeline = load_pipeline(None, tiny_base, device="cpu", dtype=torch.float32)
+    pipeline = load_pipeline(None, tiny_sd15, device="cpu", dtype=torch.float32)
     pipeline.unet.extra = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"no place for the weight extra\.weight"):
         original_layout(pipeline)
@@ -372,7 +372,7 @@ def test_a_trial_that_is_not_the_champion_does_not_claim_to_be(run_dir: Path, tm
 
 
 @pytest.fixture
-def trained_again(run_dir: Path, tiny_base: str, tmp_path: Path) -> tuple[Path, str]:
+def trained_again(run_dir: Path, tiny_sd15: str, tmp_path: Path) -> tuple[Path, str]:
     """The run with its champion's settings trained with two other seeds, and the name of the first such training."""
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     settings = json.loads((run / "sweep.yaml").read_text()) | {"confirm": {"finalists": 1, "seeds": 2}}
@@ -386,7 +386,7 @@ def trained_again(run_dir: Path, tiny_base: str, tmp_path: Path) -> tuple[Path, 
         point = entry(4, score, trial=trial) | {"checkpoint": f"confirm/{trial}/checkpoint-4"}
         changes = {"trial": trial, "method": "lora", "config": config.model_dump(mode="json"), "checkpoints": [point]}
         again.write(TrialRecord.model_validate(record | changes))
-        write_checkpoint(again.trial_dir(trial), config, tiny_base)
+        write_checkpoint(again.trial_dir(trial), config, tiny_sd15)
     return run, trial_id(trainings[0])
 
 
@@ -425,7 +425,7 @@ def test_a_finalist_s_damaged_training_is_set_back(trained_again: tuple[Path, st
 
 @pytest.mark.parametrize(("trial", "kind"), [("lora_both", kind) for kind in WRITERS] + [("full_both", "diffusers")])
 def test_no_path_of_this_machine_leaves_with_the_export(
-    run_dir: Path, tiny_base: str, tmp_path: Path, trial: str, kind: str
+    run_dir: Path, tiny_sd15: str, tmp_path: Path, trial: str, kind: str
 ) -> None:
     """Neither the run's folder nor the base model's is named in any exported byte."""
     folder = export_checkpoint(run_dir, tmp_path / "out", trial=trial, format=kind)
@@ -433,7 +433,7 @@ def test_no_path_of_this_machine_leaves_with_the_export(
     assert files
     for path in files:
         content = path.read_bytes()
-        for private in (str(Path(tiny_base).parent), str(run_dir), str(tmp_path)):
+        for private in (str(Path(tiny_sd15).parent), str(run_dir), str(tmp_path)):
             assert private.encode() not in content, path
 
 
