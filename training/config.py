@@ -324,5 +324,6 @@ def is_packable(config: MethodConfig) -> bool:
 
 def pack_together(one: MethodConfig, other: MethodConfig) -> bool:
     """May two trainings share their passes?"""
-    alike = all(getattr(one, name) == getattr(other, name) for name in PACKS_AGREE_ON)
-    return is_packable(one) and is_packable(other) and alike
+    if not (is_packable(one) and is_packable(other)):  # what they agree on is a LoRA's
+        return False
+    return all(getattr(one, name) == getattr(other, name) for name in PACKS_AGREE_ON)

@@ -361,6 +361,8 @@ def test_who_may_share_a_pass() -> None:
     assert pack_together(plain, with_option("lora", "fused_adam"))
     assert not pack_together(plain, with_option("lora", "channels_last"))
     assert pack_together(with_option("lora", "channels_last"), with_option("lora", "channels_last"))
+    for one, other in ((plain, CONFIGS["dreambooth"]), (CONFIGS["dreambooth"], plain), (CONFIGS["dreambooth"],) * 2):
+        assert not pack_together(one, other)
 
 
 @pytest.mark.usefixtures("in_float64")
