@@ -250,10 +250,15 @@ def test_adapters_of_more_layers_cost_more() -> None:
     asked = {
         (targets, kind): Pass("unet", 64, 64, 4, True, target_modules=targets, adapter=kind)
         for targets in get_args(TargetModules)
-        for kind in ("lora", "dora", "loha", "lokr")
+        for kind in ("lora", "loha")
     }
-    costs = measure(asked.values(), STABLE_DIFFUSION_15)
+    dora, lokr = (Pass("unet", 64, 64, 4, True, adapter=kind) for kind in ("dora", "lokr"))
+    in_some_blocks = Pass("unet", 64, 64, 4, True, target_blocks="mid+up")
+    costs = measure([*asked.values(), in_some_blocks, dora, lokr], STABLE_DIFFUSION_15)
     for kind in ("lora", "loha"):
         few, more, most = (costs[asked[targets, kind]] for targets in ("attention", "attention+ff", "all"))
         assert few < more < most
-    assert costs[asked["attention", "lora"]] < costs[asked["attention", "loha"]]
+    plain = costs[asked["attention", "lora"]]
+    assert costs[in_some_blocks] < plain < costs[asked["attention", "loha"]]
+    assert costs[dora] > plain
+    assert costs[lokr] > 0
