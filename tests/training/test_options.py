@@ -355,12 +355,15 @@ def test_compile_without_a_compiler_is_refused_at_once(monkeypatch: pytest.Monke
 
 
 def test_who_may_share_a_pass() -> None:
-    """Not those that are compiled; others where they agree on the memory format; fused or not is all one."""
+    """Not those that are compiled; others where they agree on memory format and blocks; fused or not is all one."""
     plain = CONFIGS["lora"]
     assert not is_packable(with_option("lora", "compile"))
     assert pack_together(plain, with_option("lora", "fused_adam"))
     assert not pack_together(plain, with_option("lora", "channels_last"))
     assert pack_together(with_option("lora", "channels_last"), with_option("lora", "channels_last"))
+    in_some_blocks = plain.model_copy(update={"target_blocks": "mid+up"})
+    assert not pack_together(plain, in_some_blocks)
+    assert pack_together(in_some_blocks, in_some_blocks)
     for one, other in ((plain, CONFIGS["dreambooth"]), (CONFIGS["dreambooth"], plain), (CONFIGS["dreambooth"],) * 2):
         assert not pack_together(one, other)
 
