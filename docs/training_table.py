@@ -220,7 +220,8 @@ WORDS: dict[str, Row] = {
     ),
     "methods.lora.target_blocks": Row(
         "Which blocks of the UNet have them: `down`, `mid`, `up`, two of these or `all`",
-        "Half the file, and less of what a picture is built from; the text encoder is not concerned",
+        "Smaller files: of what a rank adds to the UNet's attention `up` is 54 %, `down` 36 %. "
+        "The text encoder keeps all of its own",
     ),
     "methods.lora.use_rslora": Row(
         "Scale by the root of the rank (Kalajdzievski 2023)", "High ranks, which the plain scale holds back"

@@ -31,8 +31,8 @@ SHALLOW_UNET: dict[str, Any] = {
 def plain_pipeline(folder: str | Path, **options: Any) -> StableDiffusionPipeline:
     """Plain diffusers' pipeline of a folder, each weight where memory for it begins, as ours has them.
 
-    safetensors maps a file into memory, and some kernels round by where a weight lies (MKL's with AVX2 alone do): with
-    such a processor two pipelines of equal weights answer differently, and each always the same.
+    safetensors maps a file into memory, and on some processors MKL rounds by where a weight lies: there two
+    pipelines of equal weights answer differently by bits, each always the same (with MKL_CBWR=AVX2,STRICT they do not).
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
     for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):

@@ -56,7 +56,7 @@ def advice_of(results: Results, run: str | None = None) -> Advice:
     champion = results.champion
     if champion.row is None:
         is_running = bool(results.num_by_status.get("running"))
-        text, how_sure = ("No champion yet", "trials run") if is_running else ("No champion", "nothing to bet on")
+        text, how_sure = ("No champion yet", "not ended yet") if is_running else ("No champion", "nothing to bet on")
         return Advice(text, how_sure, champion.reason.removeprefix("no champion: "), ())
     if champion.confirmed is None:
         return _of_first_look(results, champion, champion.row, run)

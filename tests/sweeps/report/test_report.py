@@ -203,6 +203,13 @@ def test_every_state_of_a_run_has_its_page(tmp_path: Path, options: dict[str, ob
     assert "nan" not in page.text.lower().split()
 
 
+@pytest.mark.parametrize(("num_running", "eyebrow"), [(2, "not ended yet"), (0, "nothing to bet on")])
+def test_only_a_run_that_has_ended_has_nothing_to_bet_on(tmp_path: Path, num_running: int, eyebrow: str) -> None:
+    """While trials run, a champion may still come."""
+    page = page_of(build_run(tmp_path, num_trials=3, with_base=False, num_running=num_running))
+    assert re.findall(r'<p class="eyebrow">(.*?)</p>', page.html) == [eyebrow]
+
+
 def test_a_run_that_nobody_goes_on_with_says_so(tmp_path: Path) -> None:
     """`running` in the ledger outlives a killed driver."""
     folder = RunFolder(build_run(tmp_path, num_trials=3, num_running=1))
