@@ -65,7 +65,9 @@ def advice_of(results: Results, run: str | None = None) -> Advice:
 
 def _of_first_look(results: Results, champion: Champion, row: Row, run: str) -> Advice:
     likeness = f"face similarity {score_text(row.face_similarity)}{_interval(row.face_similarity_interval)}"
-    others = f", and {len(champion.equals)} other trials cannot be told from it" if champion.equals else ""
+    num_equals = len(champion.equals)
+    trials = "another trial" if num_equals == 1 else f"{num_equals} other trials"
+    others = f", and {trials} cannot be told from it" if num_equals else ""
     why = (
         f"one training each: another training seed may move a score by {TYPICAL.seed:.2g} and more, and the best of "
         f"many is a lucky one{others}"
